@@ -1,0 +1,290 @@
+"""Where every file lies, and how it is written and trusted. The only module that knows paths.
+
+Every write is atomic. A prediction file carries stamps (fold stamp, config hash, weights) in its Parquet metadata. A
+fold's manifest, written last, carries the sha256 of its files. A reader refuses whatever does not fit, by name.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from kfold.config import Competition
+from kfold.errors import UserError
+
+PREFIX = "p_"  # a prediction column is p_<class, label or value name>
+STAMPED_PACKAGES = ("torch", "timm", "albumentations", "opencv-python-headless", "numpy", "pandas", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The paths of one repository, from its root folder."""
+
+    root: Path
+
+    @property
+    def competition_path(self) -> Path:
+        return self.root / "competition.yaml"
+
+    @property
+    def folds_path(self) -> Path:
+        return self.root / "folds.csv"
+
+    @property
+    def submission_path(self) -> Path:
+        return self.root / "submission.csv"
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def ledger_path(self) -> Path:
+        return self.runs_dir / "ledger.csv"
+
+    def data_path(self, facts: Competition, name: str) -> Path:
+        """A file or folder of the competition's data, such as facts.train_csv."""
+        return self.root / facts.data_dir / name
+
+    def run_dir(self, run: str) -> Path:
+        return self.runs_dir / run
+
+    def fold_dir(self, run: str, fold: int) -> Path:
+        return self.run_dir(run) / f"fold{fold}"
+
+    def run_config_path(self, run: str) -> Path:
+        return self.run_dir(run) / "config.yaml"
+
+    def weights_path(self, run: str, fold: int, kind: str) -> Path:
+        """kind: last or best."""
+        return self.fold_dir(run, fold) / f"{kind}.safetensors"
+
+    def log_path(self, run: str, fold: int) -> Path:
+        return self.fold_dir(run, fold) / "log.csv"
+
+    def predictions_path(self, run: str, fold: int, rows: str) -> Path:
+        """rows: oof or test."""
+        return self.fold_dir(run, fold) / f"{rows}.parquet"
+
+    def trained_folds(self, run: str) -> list[int]:
+        """Folds whose manifest is written, in order."""
+        return sorted(int(path.parent.name[4:]) for path in self.run_dir(run).glob("fold*/manifest.json"))
+
+    def run_names(self) -> list[str]:
+        """Runs with at least one trained fold, in order of name."""
+        return sorted({path.parent.parent.name for path in self.runs_dir.glob("*/fold*/manifest.json")})
+
+
+def atomic_write(path: Path, write: Callable[[Path], object] | bytes | str) -> None:
+    """Put a file in place whole or not at all: a temporary in the same folder, fsync, replace, fsync of the folder.
+
+    `write` is the content, or a function that writes a file at the path it is given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        if callable(write):
+            write(temporary)
+        else:
+            temporary.write_bytes(write.encode() if isinstance(write, str) else write)
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep team members out
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}): free space or mend rights") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open a folder
+    handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Predictions
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Rows of one prediction file.
+
+    ids: (N,) text; fold: (N,) int or None for files without; values: (N, C) float32; names: C names (without `p_`);
+    stamps: fold_stamp, config_hash, weights_sha256, task, versions and whatever the stage added, all text.
+    """
+
+    ids: np.ndarray
+    values: np.ndarray
+    names: tuple[str, ...]
+    stamps: Mapping[str, str]
+    fold: np.ndarray | None = None
+
+    def aligned_to(self, ids: Sequence[str]) -> np.ndarray:
+        """Values in the order of ids, (len(ids), C): joined by id, never by position."""
+        return self.values[pd.Index(self.ids).get_indexer(pd.Index(ids))]
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    columns = {"id": pa.array(list(predictions.ids), pa.string())}
+    if predictions.fold is not None:
+        columns["fold"] = pa.array(predictions.fold, pa.int32())
+    for position, name in enumerate(predictions.names):
+        columns[PREFIX + name] = pa.array(predictions.values[:, position], pa.float32())
+    table = pa.table(columns).replace_schema_metadata(
+        {f"kfold.{key}": value for key, value in predictions.stamps.items()}
+    )
+    atomic_write(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def read_predictions(path: Path, fold_stamp: str, expected_ids: Sequence[str] | None = None) -> Predictions:
+    """Read a prediction file and refuse, by name, whatever cannot be trusted.
+
+    Raises UserError on an unreadable file, a foreign fold stamp, doubled ids, non-finite values, and, when
+    `expected_ids` is given, on missing and foreign ids.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: run predict.py for its run") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: damaged, cannot be read ({str(error).splitlines()[0]}): run predict.py again"
+        ) from None
+    metadata = table.schema.metadata or {}
+    stamps = {key.decode()[6:]: value.decode() for key, value in metadata.items() if key.startswith(b"kfold.")}
+    if stamps.get("fold_stamp") != fold_stamp:
+        found = stamps.get("fold_stamp", "none")[:12]
+        raise UserError(f"{path}: made with other folds (stamp {found}, folds.csv has {fold_stamp[:12]}): train again")
+    names = tuple(name[len(PREFIX) :] for name in table.column_names if name.startswith(PREFIX))
+    values = np.column_stack([table[PREFIX + name].to_numpy() for name in names]).astype(np.float32)
+    ids = np.array(table["id"].to_pylist(), dtype=object)
+    fold = table["fold"].to_numpy() if "fold" in table.column_names else None
+    refuse_bad_rows(path, ids, values, expected_ids)
+    return Predictions(ids, values, names, stamps, fold)
+
+
+def refuse_bad_rows(path: Path, ids: np.ndarray, values: np.ndarray, expected_ids: Sequence[str] | None) -> None:
+    index = pd.Index(ids)
+    problems = []
+    if index.has_duplicates:
+        problems.append(f"{path}: id '{ids[index.duplicated()][0]}' occurs twice: run its stage again")
+    broken = ~np.isfinite(values).all(axis=1)
+    if broken.any():
+        problems.append(f"{path}: id '{ids[broken][0]}' has a prediction that is not finite ({broken.sum()} rows)")
+    if expected_ids is not None:
+        expected = pd.Index(expected_ids)
+        for kind, odd in (("missing", expected.difference(index)), ("foreign", index.difference(expected))):
+            if len(odd):
+                problems.append(f"{path}: {len(odd)} {kind} ids, the first is '{odd[0]}': run its stage again")
+    if problems:
+        raise UserError(problems)
+
+
+# Manifests
+
+
+def write_manifest(folder: Path, facts: Mapping[str, object], file_names: Sequence[str]) -> None:
+    """Write manifest.json: the facts, and sha256 and size of the named files. Its presence means "done"."""
+    files = {
+        name: {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in sorted(file_names)
+    }
+    atomic_write(folder / "manifest.json", json.dumps({**facts, "files": files}, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest of a finished fold, or None. Raises UserError when it cannot be read."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest["files"].items()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: damaged: train this fold again with --overwrite") from None
+    return manifest
+
+
+def verify_files(folder: Path, manifest: Mapping, names: Sequence[str] | None = None) -> None:
+    """Compare files with their manifest. Raises UserError naming every one that is missing or changed."""
+    problems = []
+    for name, entry in manifest["files"].items():
+        if names is not None and name not in names:
+            continue
+        path = folder / name
+        if not path.exists():
+            problems.append(f"{path}: missing, but listed in manifest.json: run its stage again with --overwrite")
+        elif path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
+            problems.append(
+                f"{path}: damaged or changed (sha256 differs from manifest.json): run its stage again with --overwrite"
+            )
+    if problems:
+        raise UserError(problems)
+
+
+def forget_files(folder: Path, manifest: Mapping, names: Sequence[str]) -> dict:
+    """Take files out of the manifest before they are rewritten, so that a kill in between leaves them "not done"."""
+    kept = {name: entry for name, entry in manifest["files"].items() if name not in names}
+    if kept != manifest["files"]:
+        atomic_write(folder / "manifest.json", json.dumps({**manifest, "files": kept}, indent=1) + "\n")
+    return {**manifest, "files": kept}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder. Raises UserError that names the holder.
+
+    The operating system drops the lock with its process, so a killed run leaves none behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder_path = FileLock(folder / ".lock"), folder / ".lock.holder"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = holder_path.read_text() if holder_path.exists() else "unknown process"
+        raise UserError(f"{folder}: in use by {holder}: wait for it or stop it") from None
+    try:
+        now = datetime.now().isoformat(sep=" ", timespec="seconds")
+        holder_path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {now}")
+        yield
+    finally:
+        holder_path.unlink(missing_ok=True)
+        lock.release()
+
+
+def environment() -> dict[str, str]:
+    """Versions that a result may depend on, by name."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in STAMPED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found

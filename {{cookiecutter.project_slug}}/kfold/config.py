@@ -1,0 +1,241 @@
+"""The two settings files: competition.yaml (facts that the competition fixes) and configs/*.yaml (one experiment each).
+
+Both are flat, frozen, and refuse what they do not know. Precedence: defaults < YAML file < `key=value` words.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kfold.errors import UserError
+
+Task = Literal["multiclass", "binary", "multilabel", "regression"]
+FoldScheme = Literal[
+    "auto", "stratified", "group", "stratified_group", "multilabel", "binned", "time", "random"
+]  # fmt: skip
+FOLDS_COLUMNS = ("id", "fold", "group", "duplicate_group")  # folds.csv's own columns; the targets come after them
+NOT_TRAINED = ("num_workers", "tta")  # settings that may change without changing a run's weights
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Competition(Settings):
+    """What the competition fixes; see competition.yaml."""
+
+    project_name: str  # shown in tables
+    kaggle_competition: str = ""  # the slug in the competition's address; empty: no upload
+    task: Task
+    metric: str = "auto"  # a name of kfold.metrics.METRICS; auto: the usual one of the task
+
+    id_column: str = Field("image_id", min_length=1)  # in all three CSVs
+    target_columns: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]  # in train.csv
+    group_column: str = ""  # rows of one group (patient, scene) stay in one fold; empty: none
+    time_column: str = ""  # only for fold_scheme: time; sorts as a number, else as text (ISO dates)
+
+    data_dir: str = "data"  # holds the five below; relative to the repository, or absolute
+    train_csv: str = "train.csv"
+    test_csv: str = "test.csv"  # may be absent: then the ids of the sample submission
+    sample_submission_csv: str = "sample_submission.csv"
+    train_images: str = "train_images"  # folder of <id><image_suffix>
+    test_images: str = "test_images"
+    image_suffix: str = ".png"  # may be empty when the ids carry it
+    bad_train_images: Literal["stop", "drop"] = "stop"  # drop: leave unreadable training rows out of folds.csv
+
+    num_folds: int = Field(5, ge=2, le=20)
+    fold_scheme: FoldScheme = "auto"
+    fold_seed: int = Field(42, ge=0)
+
+    @model_validator(mode="after")
+    def check_columns(self) -> "Competition":
+        for name in self.target_columns:
+            if name in FOLDS_COLUMNS:
+                raise ValueError(
+                    f"target column '{name}' has the name of a column of folds.csv: "
+                    f"rename it in train.csv and here, and back in competition.py's postprocess"
+                )
+        named = [self.id_column, *self.target_columns, self.group_column, self.time_column]
+        named = [name for name in named if name]
+        for name in sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"column '{name}' is named twice: id, targets, group and time must differ")
+        if self.task in ("multiclass", "binary") and len(self.target_columns) > 1:
+            raise ValueError(f"task {self.task} has one target column, not {len(self.target_columns)}")
+        if self.fold_scheme == "time" and not self.time_column:
+            raise ValueError("fold_scheme time needs time_column")
+        if self.fold_scheme in ("group", "stratified_group") and not self.group_column:
+            raise ValueError(f"fold_scheme {self.fold_scheme} needs group_column")
+        return self
+
+
+class Config(Settings):
+    """One experiment; configs/<name>.yaml holds only what differs from these defaults."""
+
+    seed: int = Field(42, ge=0)  # order, augmentation and initial weights follow from it
+    limit: int = Field(0, ge=0)  # rows of folds.csv to use, for a trial run; 0: all
+
+    # Model
+    backbone: str = "resnet18"  # any name of timm.list_models()
+    pretrained: bool = True  # download ImageNet weights (needs a network once)
+    pretrained_path: str = ""  # local weights in timm's names (.safetensors or .pth) instead of a download
+    drop_rate: float = Field(0.0, ge=0, lt=1)  # dropout before the head
+
+    # Input
+    image_size: int = Field(224, ge=8, le=4096)  # pixels, square
+    augment: Literal["none", "light", "medium", "heavy"] = "light"  # see kfold/data/augment.py
+    hflip: bool = True  # random mirror left-right; false where it changes the label (digits, text)
+    vflip: bool = False  # random mirror up-down
+    rotate90: bool = False  # random quarter turns (microscopy, satellite)
+
+    # Optimisation
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(32, ge=2)  # images a step
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(3e-4, gt=0)  # peak learning rate
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float = Field(1.0, ge=0)  # linear, from 0; may be a fraction
+    loss: Literal["auto", "cross_entropy", "binary_cross_entropy", "mse", "smooth_l1"] = "auto"  # auto: by task
+    select: Literal["last", "best"] = (
+        "last"  # weights to predict with; best is optimistic: chosen on the validation fold
+    )
+
+    # Machine
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: by device, reason printed
+    num_workers: int = Field(2, ge=0, le=64)  # loader processes; changes speed only, never a batch
+
+    # Prediction
+    tta: Literal["none", "hflip", "flips", "d4", "scales"] = "none"  # test-time views, see kfold/ensemble/tta.py
+
+    @model_validator(mode="after")
+    def check_choices(self) -> "Config":
+        if self.pretrained_path and not self.pretrained:
+            raise ValueError("pretrained_path is given but pretrained is false: drop one of them")
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 1:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs")
+        return self
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML without surprises: `1e-3` is a number, `no` and `010` and `12:30` are text, a key given twice is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for position, (key_node, _) in enumerate(node.value):
+            if keys[position] in keys[:position]:
+                line = key_node.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"line {line}: key '{keys[position]}' is given twice", None
+                )
+        return super().construct_mapping(node, deep)
+
+
+StrictLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"~|null|", ["~", "n", ""]),
+    ("bool", r"true|false", list("tf")),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
+    ("float", r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
+):
+    StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+class StrictDumper(yaml.SafeDumper):
+    """Quotes exactly the text that StrictLoader would read as something else."""
+
+    yaml_implicit_resolvers = StrictLoader.yaml_implicit_resolvers
+
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+def load_competition(path: Path) -> Competition:
+    """Read competition.yaml. Raises UserError that lists every problem."""
+    return build_settings(Competition, read_yaml(path), str(path.name))
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read one experiment and apply `key=value` words. Raises UserError that lists every problem."""
+    values = {**read_yaml(path), **parse_overrides(overrides)}
+    return build_settings(Config, values, f"{path.parent.name}/{path.name}" + (" + overrides" if overrides else ""))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The top-level keys of a YAML file. Raises UserError naming file and line."""
+    if not path.is_file():
+        others = sorted(other.stem for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such file" + (f"; there are: {', '.join(others)}" if others else ""))
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), StrictLoader)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold `key: value` lines, not a {type(values).__name__}")
+    return values
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """`["lr=1e-3", "epochs=3"]` -> `{"lr": 0.001, "epochs": 3}`, values read as in the YAML files."""
+    values: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{word}': an override is written key=value, for example lr=1e-3")
+        if key in values:
+            raise UserError(f"'{word}': {key} is given twice")
+        try:
+            values[key] = yaml.load(text, StrictLoader)
+        except (yaml.YAMLError, ValueError) as error:
+            raise UserError(f"'{word}': cannot read the value: {' '.join(str(error).split())}") from None
+        if values[key] is None:
+            values[key] = ""  # `pretrained_path=` empties a text
+    return values
+
+
+def build_settings(kind: type[SettingsType], values: dict[str, Any], source: str) -> SettingsType:
+    """Validate values into a settings object. Raises UserError with one line per problem, all at once."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError([describe_problem(kind, source, problem) for problem in error.errors()]) from None
+
+
+def describe_problem(kind: type[Settings], source: str, problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(kind.model_fields)}"
+        return f"{source}: unknown key '{key}': {hint}"
+    if problem["type"] == "missing":
+        return f"{source}: '{key}' is missing: add a line `{key}: ...`"
+    if problem["type"] == "value_error":
+        return f"{source}: {problem['ctx']['error']}"
+    return f"{source}: {key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
+
+
+def settings_to_yaml(settings: Settings) -> str:
+    """All values as YAML that `read_yaml` reads back."""
+    return yaml.dump(settings.model_dump(mode="json"), Dumper=StrictDumper, sort_keys=False, allow_unicode=True)
+
+
+def settings_hash(settings: Settings) -> str:
+    """sha256 (hex) of all values that the trained weights depend on: not num_workers (speed only) and tta (later)."""
+    values = {key: value for key, value in settings.model_dump(mode="json").items() if key not in NOT_TRAINED}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def difference(settings: Settings, other: Settings) -> str:
+    """`lr=0.001 epochs=3`: what `settings` has otherwise than `other`; empty when equal."""
+    mine, theirs = settings.model_dump(mode="json"), other.model_dump(mode="json")
+    return " ".join(f"{key}={mine[key]}" for key in mine if mine[key] != theirs[key])

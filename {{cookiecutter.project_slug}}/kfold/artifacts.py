@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from kfold.config import Competition
+from kfold.config import (
+    NOT_TRAINED,
+    Competition,
+    Config,
+    difference,
+    load_competition,
+    load_config,
+    settings_hash,
+    settings_to_yaml,
+)
 from kfold.errors import UserError
 
 PREFIX = "p_"  # a prediction column is p_<class, label or value name>
@@ -65,6 +75,9 @@ class Workspace:
 
     def fold_dir(self, run: str, fold: int) -> Path:
         return self.run_dir(run) / f"fold{fold}"
+
+    def config_path(self, name: str) -> Path:
+        return self.root / "configs" / f"{name}.yaml"
 
     def run_config_path(self, run: str) -> Path:
         return self.run_dir(run) / "config.yaml"
@@ -190,6 +203,56 @@ def read_predictions(path: Path, fold_stamp: str, expected_ids: Sequence[str] | 
     return Predictions(ids, values, names, stamps, fold)
 
 
+def read_oof(workspace: Workspace, run: str, ids: np.ndarray, fold: np.ndarray, fold_stamp: str) -> Predictions:
+    """All out-of-fold predictions of a run, in the order of ids: one row each, from its own fold's file.
+
+    Raises UserError when a fold is not trained, or a file does not fit its manifest, the folds or the ids.
+    """
+    parts = []
+    for number in np.unique(fold):
+        read_fold = read_trusted(workspace, run, int(number), "oof", fold_stamp, ids[fold == number])
+        parts.append(read_fold)
+    refuse_mixed(parts, run)
+    joined = Predictions(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.values for part in parts]),
+        parts[0].names,
+        parts[0].stamps,
+    )
+    return Predictions(ids, joined.aligned_to(ids), joined.names, joined.stamps, fold)
+
+
+def read_test(workspace: Workspace, run: str, folds: Sequence[int], ids: np.ndarray, fold_stamp: str) -> Predictions:
+    """The mean of the folds' test predictions of a run, in the order of ids. Raises UserError like `read_oof`."""
+    parts = [read_trusted(workspace, run, number, "test", fold_stamp, ids) for number in folds]
+    refuse_mixed(parts, run)
+    values = np.mean([part.aligned_to(ids) for part in parts], axis=0, dtype=np.float64).astype(np.float32)
+    return Predictions(ids, values, parts[0].names, parts[0].stamps)
+
+
+def read_trusted(
+    workspace: Workspace, run: str, number: int, rows: str, fold_stamp: str, ids: np.ndarray
+) -> Predictions:
+    """One fold's oof or test file, after comparing it with the manifest."""
+    folder, path = workspace.fold_dir(run, number), workspace.predictions_path(run, number, rows)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder}: fold {number} of run {run} is not trained: run train.py --fold {number}")
+    if path.name not in manifest["files"]:
+        raise UserError(f"{path}: not made yet: run python predict.py --run {run}")
+    verify_files(folder, manifest, [path.name])
+    return read_predictions(path, fold_stamp, ids)
+
+
+def refuse_mixed(parts: Sequence[Predictions], run: str) -> None:
+    """Raise UserError unless the folds' files come from one config and one set of views."""
+    for key, remedy in (("config_hash", "train.py --fold all"), ("tta", "predict.py")):
+        if len({part.stamps.get(key) for part in parts}) > 1:
+            raise UserError(f"run {run}: its folds differ in {key}: run {remedy} again for this run")
+    if len({part.names for part in parts}) > 1:
+        raise UserError(f"run {run}: its folds differ in their prediction columns: train it again")
+
+
 def refuse_bad_rows(path: Path, ids: np.ndarray, values: np.ndarray, expected_ids: Sequence[str] | None) -> None:
     index = pd.Index(ids)
     problems = []
@@ -207,7 +270,56 @@ def refuse_bad_rows(path: Path, ids: np.ndarray, values: np.ndarray, expected_id
         raise UserError(problems)
 
 
-# Manifests
+def ids_sha256(ids: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+
+
+def stamps(fold_stamp: str, config: Config, task: str, weights_sha256: str, tta: str) -> dict[str, str]:
+    """What a prediction file says of its origin."""
+    return {
+        "fold_stamp": fold_stamp,
+        "config_hash": settings_hash(config),
+        "weights_sha256": weights_sha256,
+        "task": task,
+        "tta": tta,
+        "versions": json.dumps(environment()),
+    }
+
+
+# Runs and manifests
+
+
+def register_run(
+    workspace: Workspace, run: str, facts: Competition, config: Config, folds: Sequence[int], overwrite: bool
+) -> None:
+    """Save a run's settings beside its weights, once; refuse to mix settings within a run.
+
+    Raises UserError when the run was made with other settings, unless `overwrite` replaces every trained fold of it.
+    """
+    folder = workspace.run_dir(run)
+    refuse_odd_name(run)
+    config_path = workspace.run_config_path(run)
+    if config_path.exists() and set(workspace.trained_folds(run)) - (set(folds) if overwrite else set()):
+        changes = difference(config, load_config(config_path), but=NOT_TRAINED)
+        if changes:
+            raise UserError(
+                f"{config_path}: this run was made with other settings; now {changes}: "
+                f"give the new one a name (--name), or redo all folds (--fold all --overwrite)"
+            )
+        changes = difference(facts, load_competition(folder / "competition.yaml"))
+        if changes:
+            raise UserError(
+                f"{folder / 'competition.yaml'}: competition.yaml was changed since; now {changes}: see --name"
+            )
+        return
+    atomic_write(config_path, settings_to_yaml(config))
+    atomic_write(folder / "competition.yaml", settings_to_yaml(facts))
+    atomic_write(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
+
+
+def refuse_odd_name(run: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):  # also what Kaggle's data sets keep of a file name
+        raise UserError(f"run name {run!r}: use letters, digits, dot, dash and underscore")
 
 
 def write_manifest(folder: Path, facts: Mapping[str, object], file_names: Sequence[str]) -> None:

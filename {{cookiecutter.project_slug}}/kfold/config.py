@@ -101,7 +101,7 @@ class Config(Settings):
     lr: float = Field(3e-4, gt=0)  # peak learning rate
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_epochs: float = Field(1.0, ge=0)  # linear, from 0; may be a fraction
+    warmup_epochs: float = Field(1.0, ge=0)  # linear; may be a fraction; at most half of the run
     loss: Literal["auto", "cross_entropy", "binary_cross_entropy", "mse", "smooth_l1"] = "auto"  # auto: by task
     select: Literal["last", "best"] = (
         "last"  # weights to predict with; best is optimistic: chosen on the validation fold
@@ -118,8 +118,6 @@ class Config(Settings):
     def check_choices(self) -> "Config":
         if self.pretrained_path and not self.pretrained:
             raise ValueError("pretrained_path is given but pretrained is false: drop one of them")
-        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 1:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs")
         return self
 
 
@@ -142,7 +140,11 @@ for _tag, _pattern, _first in (
     ("null", r"~|null|", ["~", "n", ""]),
     ("bool", r"true|false", list("tf")),
     ("int", r"[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
-    ("float", r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
+    (
+        "float",
+        r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan",
+        list("-+.0123456789"),
+    ),
 ):
     StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
@@ -235,7 +237,7 @@ def settings_hash(settings: Settings) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def difference(settings: Settings, other: Settings) -> str:
-    """`lr=0.001 epochs=3`: what `settings` has otherwise than `other`; empty when equal."""
+def difference(settings: Settings, other: Settings, but: Sequence[str] = ()) -> str:
+    """`lr=0.001 epochs=3`: what `settings` has otherwise than `other`, leaving out the keys `but`; empty when equal."""
     mine, theirs = settings.model_dump(mode="json"), other.model_dump(mode="json")
-    return " ".join(f"{key}={mine[key]}" for key in mine if mine[key] != theirs[key])
+    return " ".join(f"{key}={mine[key]}" for key in mine if mine[key] != theirs[key] and key not in but)

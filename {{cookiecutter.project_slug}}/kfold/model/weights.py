@@ -1,0 +1,56 @@
+"""Weights files: safetensors, with everything needed to rebuild the model in their metadata. Never a pickle."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from kfold.errors import UserError
+from kfold.model.build import build_model
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a weights file says of its model."""
+
+    backbone: str
+    image_size: int  # pixels
+    task: str
+    names: tuple[str, ...]  # C: one per output
+    mean: tuple[float, ...]  # input statistics, 0..1 per channel
+    std: tuple[float, ...]
+    offset: tuple[float, ...]  # C: regression outputs are scale * logits + offset; 0 and 1 for the other tasks
+    scale: tuple[float, ...]
+
+
+def weights_to_bytes(model: nn.Module, card: ModelCard) -> bytes:
+    """The safetensors file of a model."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return save(state, {"kfold": json.dumps(asdict(card))})
+
+
+def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
+    """Rebuild a model (on the CPU, eval mode) from its weights file; no hub is touched. Raises UserError."""
+    try:
+        with safe_open(path, "pt") as file:
+            values = json.loads((file.metadata() or {})["kfold"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: damaged or not a weights file of this repository ({error}): train again") from None
+    card = ModelCard(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    model = build_model(card.backbone, len(card.names), card.image_size)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError:
+        raise UserError(f"{path}: does not fit {card.backbone} of this timm version: train again") from None
+    return model.eval(), card
+
+
+def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 with the given statistics (0..1), on the images' device."""
+    statistics = torch.tensor([mean, std], device=images.device) * 255
+    return images.permute(0, 3, 1, 2).sub(statistics[0][:, None, None]).div_(statistics[1][:, None, None])

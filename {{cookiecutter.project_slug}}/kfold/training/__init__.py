@@ -1,0 +1,1 @@
+"""Training: precision, losses, optimizers, schedules, and the loop that uses them."""

@@ -1,0 +1,36 @@
+"""Device and number format for the machine at hand."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Precision:
+    dtype: torch.dtype
+    reason: str  # why, for the person
+
+    @property
+    def needs_scaler(self) -> bool:
+        """float16 gradients underflow without loss scaling."""
+        return self.dtype == torch.float16
+
+
+def choose_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def choose_precision(wish: str, device: torch.device) -> Precision:
+    """The autocast format for `wish` (auto, float32, bfloat16, float16) on a device."""
+    if wish != "auto":
+        return Precision(getattr(torch, wish), "as configured")
+    if device.type != "cuda":
+        return Precision(torch.float32, f"auto: {device.type} gains from less only for some models (try bfloat16)")
+    # is_bf16_supported() alone says yes on a T4, where bfloat16 is emulated and slow.
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return Precision(torch.bfloat16, f"auto: {torch.cuda.get_device_name()} has bfloat16 in hardware")
+    return Precision(torch.float16, f"auto: {torch.cuda.get_device_name()} lacks bfloat16, float16 with loss scaling")

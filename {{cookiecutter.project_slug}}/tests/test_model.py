@@ -1,0 +1,121 @@
+import pickle
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from kfold.errors import UserError
+from kfold.model.build import build_model, input_statistics
+from kfold.model.weights import ModelCard, load_model, normalize, weights_to_bytes
+
+
+@pytest.fixture(scope="module")
+def local_weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
+    torch.manual_seed(5)
+    save_file(timm.create_model("test_resnet").state_dict(), path)
+    return path
+
+
+def make_card(**changes):
+    values = {
+        "backbone": "test_resnet",
+        "image_size": 32,
+        "task": "multiclass",
+        "names": ("a", "b", "c"),
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.25, 0.25, 0.25),
+        "offset": (0.0, 0.0, 0.0),
+        "scale": (1.0, 1.0, 1.0),
+    }
+    return ModelCard(**{**values, **changes})
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet", "test_vit"])
+def test_logits_have_one_column_per_output_at_any_configured_size(backbone):
+    model = build_model(backbone, 7, image_size=48)
+    assert model(torch.zeros(2, 3, 48, 48)).shape == (2, 7)
+
+
+def test_local_weights_fill_the_backbone_and_leave_the_head_fresh(local_weights):
+    model = build_model("test_resnet", 3, 32, pretrained=True, pretrained_path=str(local_weights))
+    stored = load_file(local_weights)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, stored[name]) != name.startswith("fc."), name
+
+
+def test_a_transformers_positions_are_resampled_from_local_weights(tmp_path):
+    path = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), path)
+    model = build_model("test_vit", 3, 64, pretrained=True, pretrained_path=str(path))
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_weights_of_another_model_are_refused_not_half_loaded(local_weights):
+    with pytest.raises(UserError, match=r"parameters of test_efficientnet are not in it"):
+        build_model("test_efficientnet", 3, 32, pretrained=True, pretrained_path=str(local_weights))
+
+
+def test_a_file_that_lacks_one_backbone_parameter_is_refused_by_its_name(local_weights, tmp_path):
+    state = load_file(local_weights)
+    del state["layer1.0.conv1.weight"]
+    save_file(state, tmp_path / "part.safetensors")
+    with pytest.raises(UserError, match=r"1 of \d+ .*layer1\.0\.conv1\.weight"):
+        build_model("test_resnet", 3, 32, pretrained=True, pretrained_path=str(tmp_path / "part.safetensors"))
+
+
+class Payload:
+    def __reduce__(self):
+        return (open, ("/tmp/should-never-exist", "w"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"nonsense", pickle.dumps({"a": Payload()})], ids=["empty", "nonsense", "pickle with code"]
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_unreadable_or_unsafe_weights_are_refused_in_one_line(tmp_path, content, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="pretrained_path") as caught:
+        build_model("test_resnet", 3, 32, pretrained=True, pretrained_path=str(path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_missing_weights_file_and_an_unknown_backbone_are_named():
+    with pytest.raises(UserError, match=r"'nowhere.safetensors': no such file"):
+        build_model("test_resnet", 3, 32, pretrained=True, pretrained_path="nowhere.safetensors")
+    with pytest.raises(UserError, match=r"backbone 'resnet_18'.*near: "):
+        build_model("resnet_18", 3, 32)
+
+
+def test_pretrained_without_a_network_stops_with_the_remedies(monkeypatch):
+    def no_network(*_arguments, **_options):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", no_network)
+    with pytest.raises(UserError, match=r"Name or service not known.*pretrained_path=FILE.*pretrained=false"):
+        build_model("test_resnet", 3, 32, pretrained=True)
+
+
+def test_a_weights_file_rebuilds_the_same_model(tmp_path):
+    model = build_model("test_efficientnet", 3, 32).eval()
+    (tmp_path / "last.safetensors").write_bytes(weights_to_bytes(model, make_card(backbone="test_efficientnet")))
+    again, card = load_model(tmp_path / "last.safetensors")
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(again(images), model(images))
+    assert card == make_card(backbone="test_efficientnet")
+
+
+def test_a_cut_weights_file_is_named(tmp_path):
+    content = weights_to_bytes(build_model("test_resnet", 3, 32), make_card())
+    (tmp_path / "last.safetensors").write_bytes(content[:-100])
+    with pytest.raises(UserError, match=r"last\.safetensors: damaged"):
+        load_model(tmp_path / "last.safetensors")
+
+
+def test_normalize_is_mean_and_std_on_the_0_to_1_scale():
+    images = torch.randint(0, 256, (2, 5, 4, 3), dtype=torch.uint8)
+    mean, std = input_statistics(timm.create_model("resnet18"))
+    expected = (images.permute(0, 3, 1, 2) / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    assert torch.allclose(normalize(images, mean, std), expected, atol=1e-5)

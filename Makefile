@@ -1,0 +1,38 @@
+# demo: a whole project, from answers to a checked submission.csv; test: lint and every test;
+# clean: forget the demo and the caches (.venv stays)
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PROJECT := {{cookiecutter.project_slug}}
+VENV := $(CURDIR)/.venv/bin
+
+.PHONY: demo test lint setup lock clean
+
+demo: setup
+	"$(VENV)/python" -m cookiecutter . --no-input --default-config --overwrite-if-exists --output-dir build
+	"$(VENV)/python" build/digits-demo/demo_data.py
+	PYTHON="$(VENV)/python" build/digits-demo/pipeline.sh
+
+test: lint
+	"$(VENV)/python" -m pytest -n 2
+	cd "$(PROJECT)" && OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 "$(VENV)/python" -m pytest -n 2 -p no:cacheprovider
+
+lint: setup
+	"$(VENV)/ruff" check .
+	"$(VENV)/ruff" format --check .
+
+setup: .venv/installed
+
+.venv/installed: $(PROJECT)/requirements.lock requirements-dev.lock
+	@test -n "$(PYTHON)" || { echo "error: found no Python 3.11 or newer: install it, or say make setup PYTHON=<path>" >&2; exit 2; }
+	test -x .venv/bin/pip || $(PYTHON) -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet -r "$(PROJECT)/requirements.lock" -r requirements-dev.lock
+	touch $@
+
+# After a change in a requirements file; needs uv. Both locks agree where they name the same package.
+lock:
+	$(MAKE) -C "$(PROJECT)" lock
+	uv pip compile requirements-dev.txt --constraint "$(PROJECT)/requirements.lock" --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" --output-file requirements-dev.lock
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache .hypothesis "$(PROJECT)/.ruff_cache" "$(PROJECT)/.hypothesis"
+	find hooks tests "$(PROJECT)" -name __pycache__ -type d -prune -exec rm -rf {} +

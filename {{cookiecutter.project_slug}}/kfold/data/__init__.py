@@ -1,0 +1,6 @@
+"""From the competition's files to batches, modules in the order data flows.
+
+tables: CSV files -> text; targets: text -> numbers; images: a file -> pixels; scan: all image files, checked and
+fingerprinted; duplicates: fingerprints -> groups of copies; check, check_images: every problem of the data at
+once; deal, splitters, assign, folds, card: rows -> folds.csv and back; augment, loader: files -> batches.
+"""

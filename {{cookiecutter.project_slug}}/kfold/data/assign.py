@@ -1,0 +1,111 @@
+"""Rows -> the bytes of folds.csv.
+
+They depend on the rows of train.csv, their groups and copies, and the seed; not on the order of the rows, the machine,
+or the versions of libraries.
+"""
+
+import csv
+import hashlib
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from kfold.config import FOLDS_COLUMNS, Competition
+from kfold.data.splitters import SCHEMES, Rows
+from kfold.data.tables import shorten
+from kfold.data.targets import Targets
+from kfold.errors import UserError
+
+FITTING = {  # task -> schemes that balance its targets; group, time and random fit every task
+    "multiclass": ("stratified", "stratified_group"),
+    "binary": ("stratified", "stratified_group"),
+    "multilabel": ("multilabel",),
+    "regression": ("binned",),
+}
+
+
+def make_folds(table: pd.DataFrame, targets: Targets, duplicate_group: np.ndarray, facts: Competition) -> bytes:
+    """The bytes of folds.csv for the rows of train.csv; duplicate_group: (N,) text, "" = none.
+
+    Raises UserError when the scheme does not fit the task, or rows, units or a class are too few for the folds.
+    """
+    scheme = choose_scheme(facts)
+    ids = table[facts.id_column].tolist()
+    group = table[facts.group_column].tolist() if facts.group_column else [""] * len(ids)
+    order = hash_order(ids, facts.fold_seed)
+    units = connect([np.array(group, object)[order], duplicate_group[order]])
+    if units.max() + 1 < facts.num_folds:
+        raise UserError(
+            f"train.csv has {units.max() + 1} rows or groups of rows that belong together, "
+            f"fewer than num_folds = {facts.num_folds}: lower num_folds"
+        )
+    names = targets.labels if targets.values.shape[1] == 1 and targets.labels else targets.names
+    rows = Rows(targets.values[order], names, units, read_time(table, facts)[order], facts.fold_seed)
+    fold = np.zeros(len(ids), np.int64)
+    fold[order] = SCHEMES[scheme](rows, facts.num_folds)
+    columns = [ids, fold.tolist(), group, duplicate_group.tolist()]
+    columns += [table[name].tolist() for name in facts.target_columns]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*FOLDS_COLUMNS, *facts.target_columns])
+    rows_of_file = list(zip(*columns, strict=True))
+    writer.writerows(rows_of_file[row] for row in sorted(range(len(ids)), key=ids.__getitem__))
+    return text.getvalue().encode()
+
+
+def choose_scheme(facts: Competition) -> str:
+    """The scheme that `auto` stands for, or the named one. Raises UserError when it does not fit the task."""
+    fitting = FITTING[facts.task]
+    if facts.fold_scheme == "auto":
+        return fitting[-1] if facts.group_column else fitting[0]
+    if facts.fold_scheme not in (*fitting, "group", "time", "random"):
+        raise UserError(
+            f"competition.yaml: fold_scheme {facts.fold_scheme} does not fit task {facts.task}: "
+            f"take auto, {', '.join(fitting)}, group, time or random"
+        )
+    return facts.fold_scheme
+
+
+def hash_order(ids: Sequence[str], seed: int) -> np.ndarray:
+    """Positions (N,) of the ids in an order that looks random and depends on nothing but the ids and the seed."""
+    digests = b"".join(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest() for name in ids)
+    high, low = np.frombuffer(digests, ">u8").reshape(-1, 2).T
+    return np.lexsort((low, high))
+
+
+def connect(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """The unit of each row, (N,) int64 numbered by first appearance; "" in a column connects nothing.
+
+    Rows with the same text in a column belong to one unit, and so do rows that are connected through others.
+    """
+    num_rows = num_nodes = len(columns[0])
+    left, right = [], []
+    for column in columns:
+        filled = np.flatnonzero(column != "")
+        codes, found = pd.factorize(column[filled])
+        left.append(filled)
+        right.append(num_nodes + codes)
+        num_nodes += len(found)
+    links = np.concatenate(left), np.concatenate(right)
+    graph = coo_array((np.ones(len(links[0]), bool), links), shape=(num_nodes, num_nodes))
+    return pd.factorize(connected_components(graph, directed=False)[1][:num_rows])[0].astype(np.int64)
+
+
+def read_time(table: pd.DataFrame, facts: Competition) -> np.ndarray:
+    """Rank of each row's time, (N,) int64: numbers where all are, else text; zeros unless the scheme is time."""
+    if facts.fold_scheme != "time":
+        return np.zeros(len(table), np.int64)
+    column = table[facts.time_column]
+    blank = np.flatnonzero(column.str.strip() == "")
+    if len(blank):
+        ids = table[facts.id_column]
+        raise UserError(
+            shorten([f"{facts.time_column}: id '{ids.iloc[row]}' has no time: fill it in" for row in blank])
+        )
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    values = numbers if np.isfinite(numbers).all() else column.to_numpy(object)
+    return np.unique(values, return_inverse=True)[1].astype(np.int64)

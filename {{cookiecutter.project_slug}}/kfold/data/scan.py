@@ -1,0 +1,117 @@
+"""All image files read once, in parallel: is each usable, what is odd about it, and its fingerprints."""
+
+import hashlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from kfold.data.images import BadImage, decode_image, image_kind, read_bytes
+from kfold.errors import UserError
+
+SUFFIXES = {"jpeg": "jpg", "jpe": "jpg", "jfif": "jpg", "tiff": "tif"}
+POOL_BYTES = 100_000_000  # below, starting processes (2 s) takes longer than reading (30 MB of JPEG a second)
+CHUNK = 32  # files handed to a process at a time
+
+
+class Scan(NamedTuple):
+    """What one file holds. Of a bad file only `problem` is set."""
+
+    problem: str = ""  # why it cannot be used
+    notes: tuple[str, ...] = ()  # what is odd about a usable file
+    sha256: bytes = b""  # of the file
+    dhash: int = 0  # 64 bits; near duplicates differ in few
+    thumbnail: bytes = bytes(256)  # 16 x 16 grey pixels
+    height: int = 0
+    width: int = 0
+
+
+def scan_images(paths: Sequence[Path], title: str) -> list[Scan]:
+    """A Scan per path, in order; a progress bar named `title` where stderr is a terminal."""
+    num_processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    bar = tqdm(total=len(paths), desc=title, unit="image", disable=not sys.stderr.isatty())
+    scans: list[Scan] = []
+    with bar:
+        if num_processes == 1 or sum(map(file_size, paths)) < POOL_BYTES:
+            for path in paths:
+                scans.append(scan_image(path))
+                bar.update()
+            return scans
+        # Spawned, because a forked process can hang on locks that the libraries' threads held.
+        with ProcessPoolExecutor(num_processes, get_context("spawn"), initializer=one_thread) as pool:
+            try:
+                for scan in pool.map(scan_image, paths, chunksize=CHUNK):
+                    scans.append(scan)
+                    bar.update()
+            except BrokenProcessPool:
+                raise UserError(f"{title}: a process that reads images was killed: free memory, run again") from None
+    return scans
+
+
+def file_size(path: Path) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
+
+
+def one_thread() -> None:
+    cv2.setNumThreads(1)
+
+
+def scan_image(path: Path) -> Scan:
+    """Decode one file by the rule that training uses."""
+    try:
+        data = read_bytes(path)
+        image = decode_image(data)
+    except BadImage as problem:
+        return Scan(str(problem))
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    thumbnail = cv2.resize(grey, (16, 16), interpolation=cv2.INTER_AREA)
+    notes = tuple(describe(data, path.suffix))
+    return Scan("", notes, hashlib.sha256(data).digest(), dhash(grey), thumbnail.tobytes(), *grey.shape)
+
+
+def dhash(grey: np.ndarray) -> int:
+    """64 bits of a grey picture: is each of 9 x 8 cells brighter than its left neighbour?
+
+    Source: N. Krawetz, "Kind of Like That", hackerfactor.com, 2013.
+    """
+    small = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA)
+    return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
+
+
+def describe(data: bytes, suffix: str) -> list[str]:
+    """What the decoding rule had to change or guess."""
+    notes = []
+    kind, named = image_kind(data), suffix.lower().lstrip(".")
+    if kind and named and kind != SUFFIXES.get(named, named):
+        notes.append(f"{kind} files named {suffix}")
+    # Compressed data hold neither marker, so the last start of a scan must come before the last end of an image.
+    if kind == "jpg" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        notes.append("JPEG files without an end mark (cut short by a few bytes?)")
+    try:
+        with Image.open(io.BytesIO(data)) as header:
+            if header.mode.startswith("I"):
+                notes.append("with 16 bits, scaled to 8")
+            if header.mode == "CMYK":
+                notes.append("CMYK, converted to RGB")
+            if header.mode in ("RGBA", "LA", "PA") or "transparency" in header.info:
+                notes.append("with transparency, which is dropped")
+            if kind != "jpg" and getattr(header, "is_animated", False):
+                notes.append("animated, only the first frame is used")
+            if header.getexif().get(0x0112, 1) != 1:
+                notes.append("turned upright by their EXIF orientation")
+    except Exception:  # notes are a courtesy: Pillow may fail in many ways on what OpenCV can read
+        pass
+    return notes

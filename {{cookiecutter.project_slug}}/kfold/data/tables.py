@@ -1,0 +1,154 @@
+"""CSV files read strictly and as text: an id `000123` stays so, and a class `NA` is a class."""
+
+import csv
+import difflib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from kfold.errors import UserError
+
+LIMIT = 20  # problems of one kind that are listed; the others are counted
+
+
+def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
+    """All rows and columns of a comma-separated UTF-8 file, as text; empty cells are "".
+
+    `required` names columns that must be there, the id column first: ids must be filled in and differ.
+    Raises UserError with one line per problem, naming the row by its line in the file.
+    """
+    text = read_text(path)
+    cells, widths, lines = parse(path, text)
+    header = cells[: widths[0]]
+    refuse_header(path, text, header, required)
+    ragged = [(line, width) for line, width in zip(lines, widths, strict=True) if width != len(header)]
+    if ragged:
+        problems = [
+            f"{path}: row {line}: {width} cells, the header has {len(header)}: quote a cell that holds a comma"
+            for line, width in ragged
+        ]
+        raise UserError(shorten(problems))
+    if len(lines) == 1:
+        raise UserError(f"{path}: has a header but no rows: download it again")
+    columns = {name: cells[len(header) + i :: len(header)] for i, name in enumerate(header)}
+    table = pd.DataFrame(columns, dtype=str)
+    if required:
+        refuse_ids(path, table, required[0], lines[1:])
+    return table
+
+
+def read_test_ids(test_csv_path: Path, sample_csv_path: Path, id_column: str) -> list[str]:
+    """The ids to predict: those of test.csv, else, where it is absent, of the sample submission."""
+    path = test_csv_path if test_csv_path.exists() else sample_csv_path
+    if not path.exists():
+        raise UserError(f"{test_csv_path}: no such file, nor {sample_csv_path.name}: put one of the two there")
+    return read_table(path, [id_column])[id_column].tolist()
+
+
+def read_text(path: Path) -> str:
+    """The file's text with line ends made "\\n" and a byte order mark removed."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        others = sorted(other.name for other in path.parent.glob("*.csv")) if path.parent.is_dir() else []
+        found = f"the folder holds {', '.join(others[:5])}" if others else "unpack the competition's files there"
+        raise UserError(f"{path}: no such file: {found}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if not data.strip():
+        raise UserError(f"{path}: is empty: download it again")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{path}: is UTF-16 text: save it as UTF-8")
+    if b"\0" in data:
+        raise UserError(f"{path}: row {line_of(data, data.index(0))}: holds a NUL byte: save it as UTF-8 text again")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = line_of(data, error.start)
+        raise UserError(
+            f"{path}: row {row}: byte 0x{data[error.start]:02x} is not UTF-8 (Latin-1?): save it as UTF-8"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def line_of(data: bytes, position: int) -> int:
+    return data.count(b"\n", 0, position) + 1
+
+
+def parse(path: Path, text: str) -> tuple[list[str], list[int], list[int]]:
+    """All cells one after another, and of each row its number of cells and its line; blank lines are left out."""
+    cells, widths, lines, before = [], [], [], 0
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if len(row) > 1 or (row and row[0].strip()):
+                cells.extend(row)
+                widths.append(len(row))
+                lines.append(before + 1)
+            before = reader.line_num
+    except csv.Error:
+        raise UserError(f'{path}: row {before + 1}: a quote (") is not closed: close it or double it') from None
+    return cells, widths, lines
+
+
+def refuse_header(path: Path, text: str, header: Sequence[str], required: Sequence[str]) -> None:
+    doubled = sorted({name for name in header if header.count(name) > 1})
+    problems = [f"{path}: column '{name}' occurs twice: rename or delete one" for name in doubled]
+    missing = [name for name in required if name not in header]
+    if missing and len(header) == 1:
+        for delimiter, word in ((";", "semicolons"), ("\t", "tabs")):
+            if delimiter in text.split("\n", 1)[0]:
+                raise UserError(f"{path}: its cells are separated by {word}: save it separated by commas")
+    problems += [f"{path}: no column '{name}': {nearest(name, header)}" for name in missing]
+    if problems:
+        raise UserError(problems)
+
+
+def nearest(name: str, header: Sequence[str]) -> str:
+    by_key = {column.strip().casefold(): column for column in header}
+    near = difflib.get_close_matches(name.strip().casefold(), by_key, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean '{by_key[near[0]]}'? Set it in competition.yaml"
+    return f"the columns are {', '.join(header[:10])}: set the right one in competition.yaml"
+
+
+def refuse_ids(path: Path, table: pd.DataFrame, id_column: str, lines: Sequence[int]) -> None:
+    ids = table[id_column]
+    stripped = ids.str.strip()
+    blank, spaced = stripped == "", (stripped != ids) & (stripped != "")
+    problems = shorten(
+        [f"{path}: row {lines[row]}: no {id_column}: fill it in" for row in blank.to_numpy().nonzero()[0]]
+    )
+    problems += shorten(
+        [
+            f"{path}: row {lines[row]}: {id_column} '{ids[row]}' has spaces around it: remove them"
+            for row in spaced.to_numpy().nonzero()[0]
+        ]
+    )
+    doubled = ids[ids.duplicated(keep=False) & ~blank]
+    if len(doubled):
+        problems += shorten(
+            [
+                describe_doubled(path, table, id_column, rows.tolist(), lines)
+                for _, rows in doubled.groupby(doubled).groups.items()
+            ]
+        )
+    if problems:
+        raise UserError(problems)
+
+
+def describe_doubled(path: Path, table: pd.DataFrame, id_column: str, rows: list[int], lines: Sequence[int]) -> str:
+    where = ", ".join(str(lines[row]) for row in rows[:5]) + (" ..." if len(rows) > 5 else "")
+    alike = len(table.loc[rows].drop_duplicates()) == 1
+    verdict = "equal rows: keep one" if alike else "rows that contradict each other: find out which is right"
+    return f"{path}: {id_column} '{table[id_column][rows[0]]}' is on rows {where}, {verdict}"
+
+
+def shorten(problems: Sequence[str], limit: int = LIMIT) -> list[str]:
+    """The first `limit` lines; a last one counts the others."""
+    shown = list(problems[:limit])
+    if len(problems) > limit:
+        shown.append(f"... and {len(problems) - limit} more of this kind")
+    return shown

@@ -1,0 +1,81 @@
+"""The noise of a score: bootstrap intervals on the rows, or groups, that it was measured on."""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+
+NUM_RESAMPLES_AT_MOST, NUM_RESAMPLES_AT_LEAST = 500, 100
+
+
+class Scored(Protocol):
+    """What is needed of a kfold.metrics.Metric."""
+
+    @property
+    def function(self) -> Callable[[np.ndarray, np.ndarray], float]: ...
+
+
+def bootstrap_interval(
+    metric: Scored, targets: np.ndarray, predictions: np.ndarray, groups: np.ndarray | None = None, seed: int = 0
+) -> tuple[float, float]:
+    """95% percentile interval (low, high) of the score, from `resamples`.
+
+    NaN, NaN when the score is undefined in every resample, or when there is but one row or group.
+    """
+    scores = [metric.function(targets[rows], predictions[rows]) for rows in resamples(len(targets), groups, seed)]
+    return percentiles(scores)
+
+
+def paired_difference(
+    metric: Scored,
+    targets: np.ndarray,
+    predictions_a: np.ndarray,
+    predictions_b: np.ndarray,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Score of a minus score of b, and its 95% interval (low, high) over the same resamples for both.
+
+    An interval around 0 says: within noise. Positive is a gain only where greater is better.
+    """
+    score = metric.function
+    differences = [
+        score(targets[rows], predictions_a[rows]) - score(targets[rows], predictions_b[rows])
+        for rows in resamples(len(targets), groups, seed)
+    ]
+    return (score(targets, predictions_a) - score(targets, predictions_b), *percentiles(differences))
+
+
+def percentiles(scores: list[float]) -> tuple[float, float]:
+    finite = [score for score in scores if np.isfinite(score)]
+    if not finite:
+        return float("nan"), float("nan")
+    low, high = np.percentile(finite, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def resamples(num_rows: int, groups: np.ndarray | None, seed: int) -> Iterator[np.ndarray]:
+    """Row numbers of each bootstrap resample: rows drawn with replacement, or whole groups, given as `groups` (N,).
+
+    An empty group name means a row on its own. Their number is 5,000,000 / rows, at most 500 (up to 10,000 rows) and at
+    least 100 (from 50,000): each end of a 95% interval is then good to 6% and 14% of its half width (standard error).
+    50,000 rows of 10 classes take 1 s (accuracy) to 11 s (F1 of rows) on one core.
+    """
+    generator = np.random.default_rng(seed)
+    count = int(np.clip(5_000_000 // max(num_rows, 1), NUM_RESAMPLES_AT_LEAST, NUM_RESAMPLES_AT_MOST))
+    if groups is None:
+        groups = np.full(num_rows, "", object)
+    names = [group or ("", row) for row, group in enumerate(groups)]
+    codes = pd.factorize(pd.Series(names, dtype=object))[0]
+    num_groups = codes.max(initial=-1) + 1
+    if num_groups < 2:
+        return
+    rows_by_group = np.argsort(codes, kind="stable")
+    sizes = np.bincount(codes)
+    starts = np.cumsum(sizes) - sizes
+    for _ in range(count):
+        drawn = generator.integers(num_groups, size=num_groups)
+        ends = np.cumsum(sizes[drawn])  # position in the resample where each drawn group ends
+        within = np.arange(ends[-1]) - np.repeat(ends - sizes[drawn], sizes[drawn])
+        yield rows_by_group[np.repeat(starts[drawn], sizes[drawn]) + within]

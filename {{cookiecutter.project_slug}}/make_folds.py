@@ -1,0 +1,78 @@
+"""Check the competition's data and freeze the folds.
+
+    python make_folds.py              check, then write folds.csv and print the fold card
+    python make_folds.py --check      only check (also an existing folds.csv); exit code 2 if there are errors
+
+Reads data/*.csv, the images and competition.yaml; writes folds.csv. Put folds.csv under version control: every
+result carries its sha256, and runs made with other folds are refused.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import competition
+from kfold.artifacts import Workspace, atomic_write
+from kfold.config import Competition, load_competition
+from kfold.data.assign import choose_scheme, make_folds
+from kfold.data.card import fold_card
+from kfold.data.check import Check, check_data
+from kfold.data.folds import Folds, cut_groups, read_folds
+from kfold.errors import UserError, run_stage
+
+ROOT = Path(__file__).resolve().parent
+
+
+def main(root: Path = ROOT, overwrite: bool = False, check_only: bool = False) -> None:
+    """Write folds.csv unless it is there. Raises UserError that lists every error of the data."""
+    workspace = Workspace(root)
+    facts = load_competition(workspace.competition_path)
+    exists = workspace.folds_path.exists()
+    if exists and not (overwrite or check_only):
+        print(f"{workspace.folds_path} is already there, nothing to do (--overwrite makes it anew)")
+        return
+    data = check_data(workspace, facts, competition.decode_targets)
+    if exists and check_only:
+        check_folds(data, workspace, facts)
+    report(data)
+    if check_only:
+        print("the data check found no errors")
+        return
+    content = make_folds(data.table, data.targets, data.duplicate_group, facts)
+    if exists and content != workspace.folds_path.read_bytes():
+        print(
+            "warning: the folds change: runs made with the old ones will be refused, train them again", file=sys.stderr
+        )
+    atomic_write(workspace.folds_path, content)
+    folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
+    print(fold_card(folds, competition.decode_targets(folds.table, facts), choose_scheme(facts)))
+
+
+def check_folds(data: Check, workspace: Workspace, facts: Competition) -> None:
+    """Compare folds.csv with the data as they are now."""
+    with data.collect():
+        folds: Folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
+        if data.table is None:
+            return
+        fold_of = dict(zip(folds.ids, folds.fold, strict=True))
+        found = [fold_of.get(image_id, -1) for image_id in data.table[facts.id_column]]
+        for group in cut_groups(data.duplicate_group, found):
+            data.warnings.append(f"folds.csv: copies of image '{group}' lie in several folds: make it anew --overwrite")
+
+
+def report(data: Check) -> None:
+    """Print notes and warnings. Raises UserError with all errors."""
+    for line in data.notes:
+        print(line)
+    for line in data.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    if data.errors:
+        raise UserError(data.errors)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only check the data (and folds.csv, if there)")
+    parser.add_argument("--overwrite", action="store_true", help="make folds.csv anew")
+    arguments = parser.parse_args()
+    run_stage(lambda: main(overwrite=arguments.overwrite, check_only=arguments.check))

@@ -1,0 +1,167 @@
+"""Write submission.csv from a run's test predictions, check it, and upload it if asked to.
+
+Command  python submit.py                or --run <name> --output <file> --upload -m "what is new"
+Reads    runs/<name>/fold<k>/{oof,test}.parquet, folds.csv, the CSVs of data/, competition.yaml, competition.py
+Writes   submission.csv: first a valid one from the class shares, in case of a stop; the real one takes its place
+
+Without --run: the finished run with the best pooled out-of-fold score.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import competition
+from kfold.artifacts import PREFIX, Workspace, atomic_write
+from kfold.config import Competition, load_competition
+from kfold.data.folds import Folds, read_folds, take_rows
+from kfold.data.tables import read_table, read_test_ids
+from kfold.data.targets import Targets
+from kfold.errors import UserError, run_stage
+from kfold.intervals import bootstrap_interval
+from kfold.metrics import Metric
+from kfold.runs import choose_run, read_oof_values, read_test_values, run_limit
+from kfold.submission import Form, format_submission, make_form, prediction_table, prior_submission, submission_ids
+from kfold.submission_check import check_submission, compare_with_sample, refuse_changed
+from kfold.submission_report import changes_since, prediction_mix
+from kfold.upload import upload as upload_file
+
+ROOT = Path(__file__).resolve().parent
+
+
+def main(
+    run: str = "", output: Path | None = None, upload: bool = False, message: str = "", root: Path = ROOT
+) -> None:  # fmt: skip
+    """Write and check the submission of `run` (default: the best finished one)."""
+    workspace = Workspace(root)
+    facts = load_competition(workspace.competition_path)
+    output = output or workspace.submission_path
+    refuse_raw_data(output, workspace.data_path(facts, ""))
+    sample_path = workspace.data_path(facts, facts.sample_submission_csv)
+
+    folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
+    folds = take_rows(folds, run_limit(workspace, run) if run else 0)
+    targets = competition.decode_targets(folds.table, facts)
+    metric = competition.metric(facts)
+    test_ids = read_test_ids(workspace.data_path(facts, facts.test_csv), sample_path, facts.id_column)
+    sample = read_table(sample_path, [facts.id_column])
+    form = make_form(sample, targets, facts.task, metric, facts.id_column)
+    ids = submission_ids(sample[facts.id_column], test_ids)
+    before = secure_valid_file(output, form, targets, ids)
+
+    if not run:
+        run, lines = choose_run(workspace, folds, targets, facts.task, metric)
+        print("\n".join(lines), end="\n" if lines else "")
+    oof = read_oof_values(workspace, run, folds, targets, facts.task)
+    score = describe_score(metric, targets.values, oof, folds.group)
+    print(f"run {run}, out of fold: {score}")
+
+    averaged = read_test_values(workspace, run, folds, targets, facts.task, ids)
+    predictions = competition.postprocess(prediction_table(ids, averaged, targets.names), facts)
+    refuse_changed(predictions, targets.names, ids)
+    table = format_submission(predictions, form, ids)
+    warnings = replace_checked(output, table, form, ids, before)
+
+    final = predictions.set_index("id").loc[ids, [PREFIX + name for name in targets.names]].to_numpy()
+    print("\n".join(prediction_mix(facts.task, targets.names, final, oof, targets.values)))
+    for warning in [*compare_with_sample(sample, form, test_ids), *warnings]:
+        print(f"warning: {warning}")
+    if before is not None:
+        print(f"since the {output.name} of before: {changes_since(before, table, form)}")
+    print_hidden_score(workspace.data_path(facts, "solution.csv"), folds, targets, facts, metric, final, ids)
+    print(f"{output}: checked, {len(table)} rows of {','.join(form.columns[:6])} ({form.content})")
+    if upload:
+        print(upload_file(facts.kaggle_competition, output, message or f"{run}: out of fold {score}"))
+    elif facts.kaggle_competition:
+        print('next: python submit.py --upload -m "what is new"')
+
+
+def refuse_raw_data(output: Path, data_dir: Path) -> None:
+    if output.resolve().is_relative_to(data_dir.resolve()):
+        raise UserError(f"{output}: lies among the competition's own files: give --output another folder")
+
+
+def secure_valid_file(output: Path, form: Form, targets: Targets, ids: list[str]) -> pd.DataFrame | None:
+    """See to it that a valid submission lies there before anything can fail; the earlier one, where it is valid."""
+    if output.exists():
+        problems, _ = check_submission(output, form, ids)
+        if not problems:
+            return read_table(output, [])
+        print(f"{output}: the earlier one is not valid ({problems[0]})")
+    prior = prior_submission(targets, form, ids)
+    problems, _ = check_submission(prior, form, ids)
+    if problems:
+        raise UserError(problems)
+    write_table(output, prior)
+    print(f"{output}: holds a prior submission (means of the training targets) until the real one is ready")
+    return None
+
+
+def replace_checked(
+    output: Path, table: pd.DataFrame, form: Form, ids: list[str], before: pd.DataFrame | None
+) -> list[str]:
+    """Put a table in place if it passes the check, and check the file again; the warnings."""
+    problems, warnings = check_submission(table, form, ids)
+    if problems:
+        kept = "the prior submission" if before is None else "the submission of before"
+        raise UserError([*problems, f"{output}: not replaced, still holds {kept}, which is valid"])
+    write_table(output, table)
+    problems, _ = check_submission(output, form, ids)
+    if problems or not read_table(output, []).equals(table):
+        raise UserError([*problems, f"{output}: does not read back as it was written: check the disk, run it again"])
+    return warnings
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    atomic_write(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def describe_score(
+    metric: Metric, targets: np.ndarray, predictions: np.ndarray, groups: np.ndarray | None = None
+) -> str:
+    low, high = bootstrap_interval(metric, targets, predictions, groups)
+    return f"{metric.name} {metric.function(targets, predictions):.5f}, 95% interval {low:.5f} to {high:.5f}"
+
+
+def print_hidden_score(
+    path: Path,
+    folds: Folds,
+    targets: Targets,
+    facts: Competition,
+    metric: Metric,
+    predictions: np.ndarray,
+    ids: list[str],
+) -> None:
+    """The score on solution.csv, where there is one. Its cells are decoded together with train.csv's."""
+    if not path.exists():
+        return
+    columns = [facts.id_column, *facts.target_columns]
+    solution = read_table(path, columns).set_index(facts.id_column, drop=False)
+    if set(solution.index) != set(ids):
+        print(f"warning: {path}: its ids are not those of the test set: no score on it")
+        return
+    both = pd.concat([folds.table[columns], solution.loc[ids, columns]], ignore_index=True)
+    decoded = competition.decode_targets(both, facts)
+    if decoded.names != targets.names:
+        print(f"warning: {path}: has classes that train.csv lacks: no score on it")
+        return
+    print(f"{path}: {describe_score(metric, decoded.values[-len(ids) :], predictions)} (hidden labels of the demo)")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", default="", help="a folder of runs/ (default: the best finished one)")
+    parser.add_argument("--output", type=Path, help="where to write (default: submission.csv)")
+    parser.add_argument("--upload", action="store_true", help="submit it with the `kaggle` command")
+    parser.add_argument("-m", "--message", default="", help="what Kaggle shows beside it (default: run and score)")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the repository (default: this file's folder)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments()
+    run_stage(
+        lambda: main(arguments.run, arguments.output, arguments.upload, arguments.message, arguments.root)
+    )  # fmt: skip

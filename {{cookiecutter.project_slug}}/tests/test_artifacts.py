@@ -1,0 +1,331 @@
+"""kfold/artifacts.py: a file is whole or absent, and whatever does not fit is refused by name."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kfold import artifacts
+from kfold.artifacts import Predictions, Workspace
+from kfold.config import Competition, Config, load_config
+from kfold.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+IDS = np.array(["000123", "NA", "é 汉"], dtype=object)
+FACTS = Competition(project_name="x", task="multiclass", target_columns=("label",))
+
+
+def predictions(ids=IDS, **changes) -> Predictions:
+    rows = len(ids)
+    made = Predictions(
+        ids=np.array(ids, dtype=object),
+        values=np.arange(2 * rows, dtype=np.float32).reshape(rows, 2) / 10,
+        names=("cat", "dog"),
+        stamps={"fold_stamp": "f" * 64, "config_hash": "c", "tta": "none"},
+        fold=np.zeros(rows, np.int64),
+    )
+    return replace(made, **changes)
+
+
+def problems_of(call, *arguments, **options) -> list[str]:
+    with pytest.raises(UserError) as refusal:
+        call(*arguments, **options)
+    assert all(problem and "\n" not in problem for problem in refusal.value.problems)
+    return refusal.value.problems
+
+
+# Atomic writing
+
+
+@pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt(), MemoryError()])
+def test_a_failing_writer_leaves_the_old_file_whole_and_nothing_else(tmp_path, error):
+    path = tmp_path / "weights.bin"
+    artifacts.atomic_write(path, b"old")
+
+    def half(temporary: Path) -> None:
+        temporary.write_bytes(b"ne")
+        raise error
+
+    with pytest.raises(type(error)):
+        artifacts.atomic_write(path, half)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["weights.bin"]
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_old_file_stays(tmp_path):
+    path = tmp_path / "log.csv"
+    artifacts.atomic_write(path, "old")
+
+    def full(temporary: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    (problem,) = problems_of(artifacts.atomic_write, path, full)
+    assert problem == f"{path}: cannot be written (No space left on device): free space or mend rights"
+    assert path.read_text() == "old"
+
+
+def test_a_killed_writer_leaves_the_old_file_whole(tmp_path):
+    path = tmp_path / "weights.bin"
+    artifacts.atomic_write(path, b"old")
+    code = (
+        "import os, sys; from pathlib import Path; from kfold.artifacts import atomic_write\n"
+        "def die(temporary): temporary.write_bytes(b'ne'); os.kill(os.getpid(), 9)\n"
+        "atomic_write(Path(sys.argv[1]), die)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT)
+    assert killed.returncode != 0
+    assert path.read_bytes() == b"old"
+
+
+def test_text_bytes_and_functions_are_written_into_new_folders(tmp_path):
+    for content in ("é\n", "é\n".encode(), lambda temporary: temporary.write_bytes("é\n".encode())):
+        path = tmp_path / "a" / "b" / "file"
+        artifacts.atomic_write(path, content)
+        assert path.read_bytes() == "é\n".encode()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+        path.unlink()
+
+
+# Predictions
+
+
+def test_predictions_come_back_as_they_were(tmp_path):
+    path = tmp_path / "oof.parquet"
+    artifacts.write_predictions(path, predictions())
+    read = artifacts.read_predictions(path, "f" * 64, IDS)
+    assert list(read.ids) == list(IDS)
+    np.testing.assert_array_equal(read.values, predictions().values)
+    assert read.values.dtype == np.float32
+    assert (read.names, list(read.fold)) == (("cat", "dog"), [0, 0, 0])
+    assert read.stamps == predictions().stamps
+
+
+@given(st.permutations(range(5)))
+def test_values_are_joined_by_id_never_by_position(order):
+    ids = [f"id{number}" for number in range(5)]
+    whole = predictions(ids)
+    mixed = Predictions(whole.ids[order], whole.values[order], whole.names, whole.stamps)
+    np.testing.assert_array_equal(mixed.aligned_to(ids), whole.values)
+
+
+def test_foreign_folds_are_refused_by_both_stamps(tmp_path):
+    path = tmp_path / "oof.parquet"
+    artifacts.write_predictions(path, predictions())
+    (problem,) = problems_of(artifacts.read_predictions, path, "0" * 64)
+    assert problem == (
+        f"{path}: made with other folds (stamp ffffffffffff, folds.csv has 000000000000): train again"
+    )  # fmt: skip
+
+
+def test_a_file_without_a_stamp_is_refused(tmp_path):
+    path = tmp_path / "oof.parquet"
+    pq.write_table(pa.table({"id": ["a"], "p_x": [0.5]}), path)
+    (problem,) = problems_of(artifacts.read_predictions, path, "f" * 64)
+    assert "stamp none" in problem
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        (["000123", "NA", "NA"], ["id 'NA' occurs twice", "1 missing ids, the first is 'é 汉'"]),
+        (["000123", "NA"], ["1 missing ids, the first is 'é 汉'"]),
+        (["000123", "NA", "é 汉", "123"], ["1 foreign ids, the first is '123'"]),
+        (["123", "NA", "é 汉"], ["1 missing ids, the first is '000123'", "1 foreign ids, the first is '123'"]),
+    ],
+)
+def test_doubled_missing_and_foreign_ids_are_named(tmp_path, ids, words):
+    path = tmp_path / "oof.parquet"
+    artifacts.write_predictions(path, predictions(ids))
+    problems = problems_of(artifacts.read_predictions, path, "f" * 64, IDS)
+    assert len(problems) == len(words)
+    for problem, word in zip(problems, words, strict=True):
+        assert problem.startswith(f"{path}: ")
+        assert word in problem
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_refused_with_its_id(tmp_path, value):
+    path = tmp_path / "test.parquet"
+    values = predictions().values.copy()
+    values[1, 0] = value
+    artifacts.write_predictions(path, predictions(values=values))
+    (problem,) = problems_of(artifacts.read_predictions, path, "f" * 64)
+    assert "id 'NA' has a prediction that is not finite (1 rows)" in problem
+
+
+def test_a_damaged_or_absent_file_is_named(tmp_path):
+    path = tmp_path / "oof.parquet"
+    (problem,) = problems_of(artifacts.read_predictions, path, "f" * 64)
+    assert problem.startswith(f"{path}: no such file")
+    artifacts.write_predictions(path, predictions())
+    path.write_bytes(path.read_bytes()[:-20])
+    (problem,) = problems_of(artifacts.read_predictions, path, "f" * 64)
+    assert problem.startswith(f"{path}: damaged")
+
+
+# A run: three ids in two folds
+
+
+@pytest.fixture
+def workspace(tmp_path) -> Workspace:
+    workspace = Workspace(tmp_path)
+    artifacts.register_run(workspace, "base", FACTS, Config(), [0, 1], overwrite=False)
+    for number, ids in enumerate((IDS[:2], IDS[2:])):
+        write_fold(workspace, number, predictions(ids), predictions(["t1", "t2"], fold=None))
+    return workspace
+
+
+def write_fold(workspace: Workspace, number: int, oof: Predictions, test: Predictions) -> None:
+    artifacts.write_predictions(workspace.predictions_path("base", number, "oof"), oof)
+    artifacts.write_predictions(workspace.predictions_path("base", number, "test"), test)
+    folder = workspace.fold_dir("base", number)
+    artifacts.write_manifest(folder, {"run": "base"}, ["oof.parquet", "test.parquet"])
+
+
+def read_oof(workspace: Workspace, ids=IDS, fold=(0, 0, 1)) -> Predictions:
+    return artifacts.read_oof(workspace, "base", np.array(ids, object), np.array(fold), "f" * 64)
+
+
+def test_oof_rows_come_from_their_own_fold_in_the_order_asked_for(workspace):
+    backwards = read_oof(workspace, IDS[::-1], (1, 0, 0))
+    np.testing.assert_allclose(backwards.values, [[0, 0.1], [0.2, 0.3], [0, 0.1]])
+    np.testing.assert_array_equal(backwards.aligned_to(IDS), read_oof(workspace).values)
+
+
+def test_a_row_in_another_fold_than_folds_csv_says_is_refused(workspace):
+    problems = problems_of(read_oof, workspace, fold=(0, 1, 1))
+    assert any("foreign ids" in problem for problem in problems)
+
+
+def test_test_predictions_are_the_mean_of_the_folds(workspace):
+    other = predictions(["t2", "t1"], fold=None)
+    write_fold(workspace, 1, predictions(IDS[2:]), other)
+    read = artifacts.read_test(workspace, "base", [0, 1], np.array(["t1", "t2"], object), "f" * 64)
+    np.testing.assert_allclose(read.values, [[0.1, 0.2], [0.1, 0.2]], atol=1e-7)
+
+
+@pytest.mark.parametrize("key", ["config_hash", "tta"])
+def test_folds_of_different_origin_are_not_mixed(workspace, key):
+    odd = {**predictions().stamps, key: "other"}
+    write_fold(workspace, 1, predictions(IDS[2:], stamps=odd), predictions(["t1", "t2"], fold=None, stamps=odd))
+    (problem,) = problems_of(read_oof, workspace)
+    assert f"its folds differ in {key}" in problem
+
+
+def test_an_untrained_and_an_unpredicted_fold_are_told_apart(workspace):
+    folder = workspace.fold_dir("base", 1)
+    artifacts.forget_files(folder, artifacts.read_manifest(folder), ["oof.parquet"])
+    (problem,) = problems_of(read_oof, workspace)
+    assert "oof.parquet: not made yet: run python predict.py --run base" in problem
+    (folder / "manifest.json").unlink()
+    (problem,) = problems_of(read_oof, workspace)
+    assert "fold 1 of run base is not trained" in problem
+    assert workspace.trained_folds("base") == [0]
+
+
+def test_every_flipped_byte_is_named(workspace):
+    path = workspace.predictions_path("base", 0, "oof")
+    good = path.read_bytes()
+    for position in range(0, len(good), 37):
+        path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
+        (problem,) = problems_of(read_oof, workspace)
+        assert problem.startswith(f"{path}: damaged or changed")
+    path.write_bytes(good)
+    read_oof(workspace)
+
+
+def test_all_changed_and_missing_files_are_named_at_once(workspace):
+    folder = workspace.fold_dir("base", 0)
+    (folder / "oof.parquet").unlink()
+    (folder / "test.parquet").write_bytes(b"")
+    manifest = artifacts.read_manifest(folder)
+    problems = problems_of(artifacts.verify_files, folder, manifest)
+    assert ["missing" in problems[0], "damaged" in problems[1]] == [True, True]
+    (problem,) = problems_of(artifacts.verify_files, folder, manifest, ["test.parquet"])
+    assert "test.parquet" in problem
+
+
+def test_forgotten_files_are_not_done_until_written_again(workspace):
+    folder = workspace.fold_dir("base", 0)
+    manifest = artifacts.read_manifest(folder)
+    kept = artifacts.forget_files(folder, manifest, ["oof.parquet"])
+    assert artifacts.read_manifest(folder) == kept
+    assert set(kept["files"]) == {"test.parquet"}
+    assert kept["run"] == "base"
+    before = (folder / "manifest.json").stat().st_mtime_ns
+    artifacts.forget_files(folder, kept, ["oof.parquet"])
+    assert (folder / "manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": 3}', "{}", "\xff"])
+def test_a_damaged_manifest_is_named(workspace, text):
+    path = workspace.fold_dir("base", 0) / "manifest.json"
+    path.write_bytes(text.encode("latin-1"))
+    (problem,) = problems_of(artifacts.read_manifest, path.parent)
+    assert problem == f"{path}: damaged: train this fold again with --overwrite"
+
+
+# Settings of a run
+
+
+def test_a_run_is_not_mixed_from_two_settings(workspace):
+    (problem,) = problems_of(artifacts.register_run, workspace, "base", FACTS, Config(lr=1e-3), [1], False)
+    assert "now lr=0.001: give the new one a name" in problem
+    (problem,) = problems_of(artifacts.register_run, workspace, "base", FACTS, Config(lr=1e-3), [1], True)
+    assert "lr=0.001" in problem
+    artifacts.register_run(workspace, "base", FACTS, Config(num_workers=0), [1], False)
+    assert load_config(workspace.run_config_path("base")) == Config()
+
+
+def test_overwriting_every_fold_takes_the_new_settings(workspace):
+    artifacts.register_run(workspace, "base", FACTS, Config(lr=1e-3), [0, 1], True)
+    assert load_config(workspace.run_config_path("base")).lr == 1e-3
+
+
+def test_changed_facts_are_refused(workspace):
+    changed = FACTS.model_copy(update={"num_folds": 3})
+    (problem,) = problems_of(artifacts.register_run, workspace, "base", changed, Config(), [0], False)
+    assert "now num_folds=3" in problem
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "-x", "a b", "x\n", "é"])
+def test_a_run_name_that_leaves_its_folder_is_refused(tmp_path, name):
+    (problem,) = problems_of(artifacts.register_run, Workspace(tmp_path), name, FACTS, Config(), [0], False)
+    assert "use letters, digits, dot, dash and underscore" in problem
+    assert list(tmp_path.iterdir()) == []
+
+
+# Locks
+
+
+def test_a_lock_held_by_another_process_is_named_and_freed_with_it(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from kfold.artifacts import locked\n"
+        "with locked(Path(sys.argv[1])): print('ready', flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, **pipes) as holder:
+        assert holder.stdout.readline() == "ready\n"
+        (problem,) = problems_of(lambda: artifacts.locked(tmp_path).__enter__())
+        assert f"in use by process {holder.pid} on " in problem
+        holder.kill()
+        holder.wait()
+    with artifacts.locked(tmp_path):
+        assert f"process {os.getpid()} on " in (tmp_path / ".lock.holder").read_text()
+    assert not (tmp_path / ".lock.holder").exists()
+
+
+def test_the_environment_names_every_stamped_package():
+    found = artifacts.environment()
+    assert set(artifacts.STAMPED_PACKAGES) < set(found)
+    json.dumps(found)

@@ -32,13 +32,16 @@ def main(root: Path = ROOT, overwrite: bool = False, check_only: bool = False) -
         print(f"{workspace.folds_path} is already there, nothing to do (--overwrite makes it anew)")
         return
     data = check_data(workspace, facts, competition.decode_targets)
+    content = b""
+    with data.collect():
+        if data.targets is not None:
+            content = make_folds(data.table, data.targets, data.duplicate_group, facts)
     if exists and check_only:
         check_folds(data, workspace, facts)
     report(data)
     if check_only:
         print("the data check found no errors")
         return
-    content = make_folds(data.table, data.targets, data.duplicate_group, facts)
     if exists and content != workspace.folds_path.read_bytes():
         print(
             "warning: the folds change: runs made with the old ones will be refused, train them again", file=sys.stderr

@@ -65,7 +65,8 @@ def main(
     warnings = replace_checked(output, table, form, ids, before)
 
     final = predictions.set_index("id").loc[ids, [PREFIX + name for name in targets.names]].to_numpy()
-    print("\n".join(prediction_mix(facts.task, targets.names, final, oof, targets.values)))
+    classes = targets.labels[1:] if facts.task == "binary" else targets.names
+    print("\n".join(prediction_mix(facts.task, classes, final, oof, targets.values)))
     for warning in [*compare_with_sample(sample, form, test_ids), *warnings]:
         print(f"warning: {warning}")
     if before is not None:

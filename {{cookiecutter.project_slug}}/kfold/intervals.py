@@ -1,23 +1,17 @@
 """The noise of a score: bootstrap intervals on the rows, or groups, that it was measured on."""
 
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
+from kfold.metrics import Metric
+
 NUM_RESAMPLES_AT_MOST, NUM_RESAMPLES_AT_LEAST = 500, 100
 
 
-class Scored(Protocol):
-    """What is needed of a kfold.metrics.Metric."""
-
-    @property
-    def function(self) -> Callable[[np.ndarray, np.ndarray], float]: ...
-
-
 def bootstrap_interval(
-    metric: Scored, targets: np.ndarray, predictions: np.ndarray, groups: np.ndarray | None = None, seed: int = 0
+    metric: Metric, targets: np.ndarray, predictions: np.ndarray, groups: np.ndarray | None = None, seed: int = 0
 ) -> tuple[float, float]:
     """95% percentile interval (low, high) of the score, from `resamples`.
 
@@ -28,7 +22,7 @@ def bootstrap_interval(
 
 
 def paired_difference(
-    metric: Scored,
+    metric: Metric,
     targets: np.ndarray,
     predictions_a: np.ndarray,
     predictions_b: np.ndarray,

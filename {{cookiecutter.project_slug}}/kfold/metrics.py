@@ -15,8 +15,6 @@ from sklearn import metrics as sk
 
 from kfold.config import Task
 from kfold.errors import UserError
-from kfold.intervals import bootstrap_interval as bootstrap_interval
-from kfold.intervals import paired_difference as paired_difference
 
 Takes = Literal["labels", "probabilities", "values"]
 TASKS: tuple[Task, ...] = ("multiclass", "binary", "multilabel", "regression")

@@ -15,7 +15,8 @@ def prediction_mix(
 ) -> list[str]:
     """Lines of a table: share of each predicted class (regression: mean and deviation), test and OOF beside train.
 
-    Arrays are (rows, C). A test mix unlike the out-of-fold mix means other data, or images that are read otherwise.
+    Arrays are (rows, C); names: of the C columns, the positive class for binary. A test mix unlike the out-of-fold mix
+    means other data, or images that are read otherwise.
     """
     tables = (test, oof, targets)
     if task == "regression":

@@ -59,8 +59,11 @@ def test_problems_of_tables_labels_and_images_are_reported_together(root):
     (data / "train_images" / "a00.png").write_bytes(b"")
     (data / "train_images" / "a01.png").write_text("<html>")
     (data / "train_images" / "a02.png").unlink()
+    (data / "train_images" / "a07.png").write_bytes(picture(5))  # as a05, and both are cats
     (data / "test.csv").write_text((data / "test.csv").read_text() + "b99\n")
-    errors = check(root).errors
+    found = check(root)
+    errors = found.errors
+    assert not any("equal image files" in line for line in found.warnings)  # a00 and a01 have no content to compare
     expected = [
         "sample_submission.csv: id 'b99' of test.csv is missing: download both files again",
         "a00.png: is empty (0 bytes): replace it, or set bad_train_images: drop in competition.yaml",
@@ -137,6 +140,16 @@ def test_copies_are_found_within_train_and_across_and_conflicts_are_told(root):
     assert any("1 test images are copies of training images ('b05' of 'a02')" in line for line in found.warnings)
 
 
+def test_rare_labels_of_a_multilabel_task_are_a_warning(root):
+    path = root / "data" / "train.csv"
+    path.write_text(path.read_text().replace("a03,cat", "a03,cat owl"))
+    found = check(root, task="multilabel")
+    assert found.errors == []
+    assert found.warnings == [
+        "train.csv: label 'owl' has 1 rows, fewer than num_folds = 3: some folds have none to score"
+    ]
+
+
 def test_a_decoder_of_the_user_that_returns_other_rows_is_named(root):
     errors = check(root, lambda table, facts: Targets(np.zeros((3, 2), np.float32), ("a", "b"))).errors
     assert "competition.py: decode_targets must return finite values of 12 rows and 2 columns" in errors[0]
@@ -178,6 +191,12 @@ def test_nothing_is_written_when_the_data_have_errors_or_are_only_checked(root, 
     with pytest.raises(UserError, match=r"a00.png: no such file"):
         make_folds.main(root)
     assert not (root / "folds.csv").exists()
+
+
+def test_the_check_tells_of_classes_too_rare_for_the_folds(root):
+    write_facts(root, num_folds=7)
+    with pytest.raises(UserError, match="class 'cat' has 6 rows, fewer than num_folds = 7"):
+        make_folds.main(root, check_only=True)
 
 
 def test_the_check_compares_existing_folds_with_the_data(root, capsys):

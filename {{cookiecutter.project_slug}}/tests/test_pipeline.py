@@ -7,15 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import demo_data
-import make_folds
 import numpy as np
 import pandas as pd
 import pytest
-import submit
 from safetensors import safe_open
 
+import demo_data
+import make_folds
 import predict
+import submit
 import train
 from kfold.artifacts import Workspace, read_predictions
 from kfold.errors import UserError

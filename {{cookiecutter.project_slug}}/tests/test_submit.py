@@ -1,9 +1,11 @@
 """submit.py on prediction files written by hand: what it chooses, writes, refuses and says."""
 
+import inspect
 import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +249,28 @@ def test_postprocess_is_applied(root, monkeypatch):
     assert set(submission(root)["label"]) == {"owl"}
 
 
+def run_example(function, names: str, **values):
+    """Run the code in a docstring of competition.py, as a person would paste it into the function."""
+    lines = inspect.getdoc(function).splitlines()
+    code = "\n".join(line for line in lines if line.startswith("    ") or not line)
+    code = f"def example({names}):\n" + textwrap.indent(textwrap.dedent(code), "    ")
+    space = dict(vars(competition))
+    exec(code, space)
+    return space["example"](**values)
+
+
+def test_the_examples_in_competition_py_work(root):
+    facts = submit.load_competition(root / "competition.yaml")
+    table = pd.DataFrame({"image_id": ["a", "b", "c"], "label": ["grade 0", "grade 10", "grade 2"]}, dtype=str)
+    assert run_example(competition.decode_targets, "table, facts", table=table, facts=facts).names == ("0", "2", "10")
+    metric = run_example(competition.metric, "facts", facts=facts)
+    targets, predictions = np.eye(5)[[0, 1]], np.array([[0.1, 0.2, 0.3, 0.4, 0.0], [0.1, 0.2, 0.3, 0.4, 0.0]])
+    assert metric.function(targets, predictions) == 0.5
+    predictions = pd.DataFrame({"id": ["a"], "p_count": [-1.6], "p_background": [0.3]})
+    run_example(competition.postprocess, "predictions", predictions=predictions)
+    assert predictions.iloc[0].tolist() == ["a", 0.0, 0.0]
+
+
 def test_a_failed_check_keeps_the_prior_submission_and_says_so(tmp_path, monkeypatch):
     root = make_root(tmp_path / "r", "binary")
     add_run(root)
@@ -316,6 +340,13 @@ def test_the_class_mix_is_shown_beside_out_of_fold_and_train(root, capsys):
     submit.main(root=root)
     lines = capsys.readouterr().out.splitlines()
     assert "cat                        33.3%       33.3%       33.3%" in lines
+
+
+def test_the_mix_of_a_binary_task_is_of_its_positive_class(tmp_path, capsys):
+    root = make_root(tmp_path / "r", "binary")
+    add_run(root, noise=0.01)
+    submit.main(root=root)
+    assert "yes                        50.0%       50.0%       50.0%" in capsys.readouterr().out.splitlines()
 
 
 def test_the_hidden_score_is_the_score_on_the_solution_whatever_its_order(root, capsys):

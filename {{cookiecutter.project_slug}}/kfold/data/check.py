@@ -10,7 +10,7 @@ import pandas as pd
 
 from kfold.artifacts import Workspace
 from kfold.config import Competition
-from kfold.data.check_images import count_notes, describe_bad, find_paths
+from kfold.data.check_images import conflicting_copies, count_notes, describe_bad, describe_sizes, find_paths
 from kfold.data.duplicates import find_pairs, name_groups
 from kfold.data.scan import Scan, scan_images
 from kfold.data.tables import read_table, read_test_ids, shorten
@@ -111,32 +111,20 @@ def check_images(check: Check, folder: Path, ids: Sequence[str], facts: Competit
     """A Scan per id. Bad training images are errors, or dropped by policy; bad test images are warnings."""
     if not ids:
         return []
-    may_stay = is_test or facts.bad_train_images == "drop"
-    problems = check.warnings if may_stay else check.errors
+    if is_test:
+        problems, remedy = check.warnings, "it will get the prior prediction"
+    elif facts.bad_train_images == "drop":
+        problems, remedy = check.warnings, "its row is left out of folds.csv"
+    else:
+        problems, remedy = check.errors, "replace it, or set bad_train_images: drop in competition.yaml"
     with check.collect():
         paths = find_paths(folder, ids, facts.image_suffix)
         scans = scan_images(paths, folder.name)
-        remedy = "replace it"
-        if may_stay:
-            remedy = "it will get the prior prediction" if is_test else "its row is left out of folds.csv"
-        elif not is_test:
-            remedy = "replace it, or set bad_train_images: drop in competition.yaml"
         problems += describe_bad(folder, paths, scans, facts.image_suffix, remedy)
         check.warnings += count_notes(folder, ids, scans)
         check.notes += describe_sizes(folder, scans)
         return scans
     return [Scan("has an id that cannot be used")] * len(ids)
-
-
-def describe_sizes(folder: Path, scans: Sequence[Scan]) -> list[str]:
-    sizes = sorted((scan.height * scan.width, scan.width, scan.height) for scan in scans if not scan.problem)
-    if not sizes:
-        return []
-    (_, *smallest), (_, *largest) = sizes[0], sizes[-1]
-    return [
-        f"{folder.name}: {len(sizes)} usable images of {len(scans)}, "
-        f"{smallest[0]} x {smallest[1]} to {largest[0]} x {largest[1]} pixels"
-    ]
 
 
 def check_copies(
@@ -173,23 +161,6 @@ def check_copies(
         )
 
 
-def conflicting_copies(table: pd.DataFrame, scans: Sequence[Scan], facts: Competition) -> list[str]:
-    """Equal files with different labels."""
-    columns = list(facts.target_columns)
-    rows = table.assign(sha256=[scan.sha256.hex() for scan in scans])
-    rows = rows[rows["sha256"].duplicated(keep=False)]
-    problems = []
-    for _, copies in rows.groupby("sha256"):
-        texts = [" ".join(cells) for cells in copies[columns].to_numpy(object)]
-        if len(set(texts)) > 1:
-            pairs = zip(copies[facts.id_column], texts, strict=True)
-            listed = ", ".join(f"'{name}' is '{text}'" for name, text in list(pairs)[:5])
-            problems.append(
-                f"{facts.train_csv}: equal image files with different labels ({listed}): keep the right one"
-            )
-    return shorten(sorted(problems))
-
-
 def check_targets(check: Check, facts: Competition, decode: Callable[[pd.DataFrame, Competition], Targets]) -> None:
     if not len(check.table):
         check.errors.append(f"{facts.train_csv}: no row has a usable image: see above")
@@ -202,6 +173,15 @@ def check_targets(check: Check, facts: Competition, decode: Callable[[pd.DataFra
                 f"{len(targets.names)} columns (one per name), not {targets.values.shape}"
             )
         check.targets = targets
+        if facts.task == "multilabel":
+            check.warnings += shorten(
+                [
+                    f"{facts.train_csv}: label '{name}' has {count} rows, fewer than num_folds = {facts.num_folds}: "
+                    f"some folds have none to score"
+                    for name, count in zip(targets.names, targets.values.sum(axis=0).astype(int), strict=True)
+                    if count < facts.num_folds
+                ]
+            )
     if facts.group_column and (num_blank := int((check.table[facts.group_column].str.strip() == "").sum())):
         check.warnings.append(
             f"{facts.train_csv}: {num_blank} rows have no {facts.group_column}: each is its own group"

@@ -1,9 +1,12 @@
-"""What the data check says about image files."""
+"""What the data check says about image files: the wording of check.py."""
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
+from kfold.config import Competition
 from kfold.data.images import image_path
 from kfold.data.scan import Scan
 from kfold.data.tables import shorten
@@ -58,3 +61,32 @@ def count_notes(folder: Path, ids: Sequence[str], scans: Sequence[Scan]) -> list
             counts[note] += 1
             first.setdefault(note, image_id)
     return [f"{folder.name}: {count} {note} (first: '{first[note]}')" for note, count in sorted(counts.items())]
+
+
+def describe_sizes(folder: Path, scans: Sequence[Scan]) -> list[str]:
+    """One line: how many images are usable, and how large they are."""
+    sizes = sorted((scan.height * scan.width, scan.width, scan.height) for scan in scans if not scan.problem)
+    if not sizes:
+        return []
+    (_, *smallest), (_, *largest) = sizes[0], sizes[-1]
+    return [
+        f"{folder.name}: {len(sizes)} usable images of {len(scans)}, "
+        f"{smallest[0]} x {smallest[1]} to {largest[0]} x {largest[1]} pixels"
+    ]
+
+
+def conflicting_copies(table: pd.DataFrame, scans: Sequence[Scan], facts: Competition) -> list[str]:
+    """Equal files with different labels."""
+    columns = list(facts.target_columns)
+    rows = table.assign(sha256=[scan.sha256.hex() for scan in scans])
+    rows = rows[rows["sha256"].duplicated(keep=False) & (rows["sha256"] != "")]  # "" is a bad file
+    problems = []
+    for _, copies in rows.groupby("sha256"):
+        texts = [" ".join(cells) for cells in copies[columns].to_numpy(object)]
+        if len(set(texts)) > 1:
+            pairs = zip(copies[facts.id_column], texts, strict=True)
+            listed = ", ".join(f"'{name}' is '{text}'" for name, text in list(pairs)[:5])
+            problems.append(
+                f"{facts.train_csv}: equal image files with different labels ({listed}): keep the right one"
+            )
+    return shorten(sorted(problems))

@@ -18,10 +18,11 @@ import pandas as pd
 from sklearn.datasets import load_digits
 
 import competition
-from kfold.artifacts import Workspace, atomic_write
+from kfold.artifacts import Workspace
 from kfold.config import Competition, load_competition
 from kfold.data.targets import decode
 from kfold.errors import UserError, run_stage
+from kfold.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent
 SIZE = 32  # pixels; the scans have 8

@@ -12,13 +12,14 @@ import sys
 from pathlib import Path
 
 import competition
-from kfold.artifacts import Workspace, atomic_write
+from kfold.artifacts import Workspace
 from kfold.config import Competition, load_competition
 from kfold.data.assign import choose_scheme, make_folds
 from kfold.data.card import fold_card
 from kfold.data.check import Check, check_data
 from kfold.data.folds import Folds, cut_groups, read_folds
 from kfold.errors import UserError, run_stage
+from kfold.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent
 

@@ -12,7 +12,7 @@ import numpy as np
 
 import competition
 from kfold import artifacts
-from kfold.artifacts import Predictions, Workspace
+from kfold.artifacts import Workspace
 from kfold.config import Competition, Config, load_competition, load_config
 from kfold.data.augment import eval_transform
 from kfold.data.folds import Folds, read_folds, take_rows
@@ -22,8 +22,10 @@ from kfold.data.tables import read_test_ids
 from kfold.data.targets import Targets
 from kfold.ensemble.tta import TTA_TRANSFORMS, make_views
 from kfold.errors import UserError, run_stage
+from kfold.files import locked
 from kfold.intervals import bootstrap_interval, paired_difference
 from kfold.model.weights import load_model
+from kfold.predictions import Predictions, ids_sha256, read_predictions, write_predictions
 from kfold.training.loop import predict_logits, to_target_units
 from kfold.training.precision import choose_device, choose_precision
 
@@ -47,7 +49,7 @@ def main(run: str = "baseline", tta: str = "", overwrite: bool = False, root: Pa
     without = np.full(targets.values.shape, np.nan, np.float32)  # OOF of the unchanged images
     merged = without.copy()  # OOF of all views
     for number in numbers:
-        with artifacts.locked(workspace.fold_dir(run, number)):
+        with locked(workspace.fold_dir(run, number)):
             valid = folds.fold == number
             plain, merged[valid] = predict_fold(
                 workspace, run, number, facts, config, folds, targets, test_ids, overwrite
@@ -73,11 +75,11 @@ def predict_fold(
     artifacts.verify_files(folder, manifest, [manifest["weights"]])
     valid = folds.fold == number
     stamps = artifacts.stamps(folds.stamp, config, facts.task, manifest["weights_sha256"], config.tta)
-    request = {"tta": config.tta, "test_ids": artifacts.ids_sha256(test_ids)}
+    request = {"tta": config.tta, "test_ids": ids_sha256(test_ids)}
     if manifest.get("predicted") == request and not overwrite:
         artifacts.verify_files(folder, manifest)
         print(f"run {run}, fold {number}: predicted before with tta={config.tta} (--overwrite does it again)")
-        oof = artifacts.read_predictions(workspace.predictions_path(run, number, "oof"), folds.stamp, folds.ids[valid])
+        oof = read_predictions(workspace.predictions_path(run, number, "oof"), folds.stamp, folds.ids[valid])
         return None, oof.aligned_to(folds.ids[valid])
 
     device = choose_device()
@@ -107,8 +109,8 @@ def predict_fold(
     merged = oof.mean(axis=0)
     fold_column = np.full(len(merged), number)
     oof_file, test_file = (workspace.predictions_path(run, number, rows) for rows in ("oof", "test"))
-    artifacts.write_predictions(oof_file, Predictions(folds.ids[valid], merged, card.names, stamps, fold_column))
-    artifacts.write_predictions(test_file, Predictions(test_ids, test, card.names, stamps))
+    write_predictions(oof_file, Predictions(folds.ids[valid], merged, card.names, stamps, fold_column))
+    write_predictions(test_file, Predictions(test_ids, test, card.names, stamps))
     unreadable_ids = [str(test_ids[row]) for row in unreadable]
     facts_of_fold = {**manifest, "predicted": request, "unreadable_test_ids": unreadable_ids}
     names = [*facts_of_fold.pop("files"), oof_file.name, test_file.name]

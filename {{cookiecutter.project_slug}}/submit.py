@@ -14,14 +14,17 @@ import numpy as np
 import pandas as pd
 
 import competition
-from kfold.artifacts import PREFIX, Workspace, atomic_write
+from kfold.artifacts import Workspace
 from kfold.config import Competition, load_competition
 from kfold.data.folds import Folds, read_folds, take_rows
 from kfold.data.tables import read_table, read_test_ids
 from kfold.data.targets import Targets
 from kfold.errors import UserError, run_stage
-from kfold.intervals import bootstrap_interval
+from kfold.files import atomic_write
+from kfold.intervals import bootstrap_interval, score_folds
 from kfold.metrics import Metric
+from kfold.predictions import PREFIX
+from kfold.report.tables import cv_table
 from kfold.runs import choose_run, read_oof_values, read_test_values, run_limit
 from kfold.submission import Form, format_submission, make_form, prediction_table, prior_submission, submission_ids
 from kfold.submission_check import check_submission, compare_with_sample, refuse_changed
@@ -55,7 +58,8 @@ def main(
         run, lines = choose_run(workspace, folds, targets, facts.task, metric)
         print("\n".join(lines), end="\n" if lines else "")
     oof = read_oof_values(workspace, run, folds, targets, facts.task)
-    score = describe_score(metric, targets.values, oof, folds.group)
+    scores = score_folds(metric, targets.values, oof, folds.fold, folds.group_or_none)
+    score = f"{metric.name} {scores.pooled:.5f}, 95% interval {scores.low:.5f} to {scores.high:.5f}"
     print(f"run {run}, out of fold: {score}")
 
     averaged = read_test_values(workspace, run, folds, targets, facts.task, ids)
@@ -72,6 +76,7 @@ def main(
     if before is not None:
         print(f"since the {output.name} of before: {changes_since(before, table, form)}")
     print_hidden_score(workspace.data_path(facts, "solution.csv"), folds, targets, facts, metric, final, ids)
+    print(f"\nrun {run}, fold by fold:\n{cv_table(metric.name, scores)}\n")
     print(f"{output}: checked, {len(table)} rows of {','.join(form.columns[:6])} ({form.content})")
     if upload:
         print(upload_file(facts.kaggle_competition, output, message or f"{run}: out of fold {score}"))
@@ -119,13 +124,6 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     atomic_write(path, table.to_csv(index=False, lineterminator="\n"))
 
 
-def describe_score(
-    metric: Metric, targets: np.ndarray, predictions: np.ndarray, groups: np.ndarray | None = None
-) -> str:
-    low, high = bootstrap_interval(metric, targets, predictions, groups)
-    return f"{metric.name} {metric.function(targets, predictions):.5f}, 95% interval {low:.5f} to {high:.5f}"
-
-
 def print_hidden_score(
     path: Path,
     folds: Folds,
@@ -148,7 +146,10 @@ def print_hidden_score(
     if decoded.names != targets.names:
         print(f"warning: {path}: has classes that train.csv lacks: no score on it")
         return
-    print(f"{path}: {describe_score(metric, decoded.values[-len(ids) :], predictions)} (hidden labels of the demo)")
+    truth = decoded.values[-len(ids) :]
+    low, high = bootstrap_interval(metric, truth, predictions)
+    score = metric.function(truth, predictions)
+    print(f"{path}: {metric.name} {score:.5f}, 95% interval {low:.5f} to {high:.5f} (hidden labels of the demo)")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -19,7 +19,7 @@ import torch
 
 import competition
 from kfold import artifacts
-from kfold.artifacts import Predictions, Workspace
+from kfold.artifacts import Workspace
 from kfold.config import Competition, Config, difference, load_competition, load_config
 from kfold.data.augment import eval_transform, train_transform
 from kfold.data.folds import Folds, read_folds, take_rows
@@ -27,11 +27,13 @@ from kfold.data.images import image_path
 from kfold.data.loader import EpochOrder, Images, make_loader
 from kfold.data.targets import Targets
 from kfold.errors import UserError, run_stage
-from kfold.intervals import bootstrap_interval
+from kfold.files import atomic_write, file_sha256, locked
+from kfold.intervals import score_folds
 from kfold.ledger import record_run
 from kfold.metrics import Metric
 from kfold.model.build import build_model, input_statistics
 from kfold.model.weights import ModelCard, weights_to_bytes
+from kfold.predictions import Predictions, write_predictions
 from kfold.report.tables import cv_table
 from kfold.seeds import seed_of
 from kfold.training.loop import Recipe, fit
@@ -66,7 +68,7 @@ def main(
     artifacts.register_run(workspace, run, facts, config, numbers, overwrite)
     for number in numbers:
         folder = workspace.fold_dir(run, number)
-        with artifacts.locked(folder):
+        with locked(folder):
             if artifacts.read_manifest(folder) and not overwrite:
                 print(f"run {run}, fold {number}: done before (--overwrite trains it again)")
                 continue
@@ -148,10 +150,10 @@ def train_fold(
         precision,
     ):
         log.append(result)
-        artifacts.atomic_write(workspace.log_path(run, number), pd.DataFrame(map(asdict, log)).to_csv(index=False))
+        atomic_write(workspace.log_path(run, number), pd.DataFrame(map(asdict, log)).to_csv(index=False))
         if best is None or metric.better(result.score, best):
             best = result.score
-            artifacts.atomic_write(workspace.weights_path(run, number, "best"), weights_to_bytes(model, card))
+            atomic_write(workspace.weights_path(run, number, "best"), weights_to_bytes(model, card))
             chosen = predictions
         if config.select == "last":
             chosen = predictions
@@ -159,11 +161,11 @@ def train_fold(
             f"  epoch {result.epoch}/{config.epochs}: loss {result.train_loss:.4f}, validation loss "
             f"{result.valid_loss:.4f}, {metric.name} {result.score:.5f}, {result.images_per_second:.0f} images/s"
         )
-    artifacts.atomic_write(workspace.weights_path(run, number, "last"), weights_to_bytes(model, card))
+    atomic_write(workspace.weights_path(run, number, "last"), weights_to_bytes(model, card))
 
     weights_path = workspace.weights_path(run, number, config.select)
-    stamps = artifacts.stamps(folds.stamp, config, facts.task, artifacts.file_sha256(weights_path), "none")
-    artifacts.write_predictions(
+    stamps = artifacts.stamps(folds.stamp, config, facts.task, file_sha256(weights_path), "none")
+    write_predictions(
         workspace.predictions_path(run, number, "oof"),
         Predictions(folds.ids[valid], chosen, targets.names, stamps, folds.fold[valid]),
     )
@@ -200,13 +202,8 @@ def summarize(workspace: Workspace, run: str, config: Config, folds: Folds, targ
     """Print the table of all folds and write the run's row of the ledger."""
     manifests = [artifacts.read_manifest(workspace.fold_dir(run, number)) for number in range(folds.num_folds)]
     oof = artifacts.read_oof(workspace, run, folds.ids, folds.fold, folds.stamp).aligned_to(folds.ids)
-    pooled = metric.function(targets.values, oof)
-    interval = bootstrap_interval(metric, targets.values, oof, folds.group_or_none)
-    scores = {
-        number: metric.function(targets.values[folds.fold == number], oof[folds.fold == number])
-        for number in range(folds.num_folds)
-    }
-    print(f"\nrun {run}, out of fold:\n{cv_table(metric.name, scores, pooled, interval)}")
+    scores = score_folds(metric, targets.values, oof, folds.fold, folds.group_or_none)
+    print(f"\nrun {run}, out of fold:\n{cv_table(metric.name, scores)}")
     if config.select == "best":
         print("  optimistic: select=best chose the epoch on the fold that it is scored on; select=last does not")
     record_run(
@@ -215,10 +212,10 @@ def summarize(workspace: Workspace, run: str, config: Config, folds: Folds, targ
             "run": run,
             "config_difference": difference(config, Config()),
             "metric": metric.name,
-            "oof": pooled,
-            "oof_low": interval[0],
-            "oof_high": interval[1],
-            "fold_scores": " ".join(f"{score:.5f}" for score in scores.values()),
+            "oof": scores.pooled,
+            "oof_low": scores.low,
+            "oof_high": scores.high,
+            "fold_scores": " ".join(f"{score:.5f}" for score in scores.by_fold.values()),
             "minutes": round(sum(manifest["minutes"] for manifest in manifests), 2),
             "images_per_second": round(float(np.mean([manifest["images_per_second"] for manifest in manifests])), 1),
         },

@@ -1,28 +1,17 @@
-"""Where every file lies, and how it is written and trusted. The only module that knows paths.
+"""Where every file lies and which of them to trust. The only module that knows paths.
 
-Every write is atomic. A prediction file carries stamps (fold stamp, config hash, weights) in its Parquet metadata. A
-fold's manifest, written last, carries the sha256 of its files. A reader refuses whatever does not fit, by name.
+A fold's manifest, written last, carries the sha256 of its files. A reader refuses whatever does not fit, by name.
 """
 
-import hashlib
 import json
-import os
 import platform
 import re
-import socket
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from kfold.config import (
     NOT_TRAINED,
@@ -35,8 +24,9 @@ from kfold.config import (
     settings_to_yaml,
 )
 from kfold.errors import UserError
+from kfold.files import atomic_write, file_sha256
+from kfold.predictions import Predictions, read_predictions
 
-PREFIX = "p_"  # a prediction column is p_<class, label or value name>
 STAMPED_PACKAGES = ("torch", "timm", "albumentations", "opencv-python-headless", "numpy", "pandas", "scikit-learn")
 
 
@@ -102,107 +92,6 @@ class Workspace:
         return sorted({path.parent.parent.name for path in self.runs_dir.glob("*/fold*/manifest.json")})
 
 
-def atomic_write(path: Path, write: Callable[[Path], object] | bytes | str) -> None:
-    """Put a file in place whole or not at all: a temporary in the same folder, fsync, replace, fsync of the folder.
-
-    `write` is the content, or a function that writes a file at the path it is given.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        if callable(write):
-            write(temporary)
-        else:
-            temporary.write_bytes(write.encode() if isinstance(write, str) else write)
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep team members out
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}): free space or mend rights") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open a folder
-    handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# Predictions
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Rows of one prediction file.
-
-    ids: (N,) text; fold: (N,) int or None for files without; values: (N, C) float32; names: C names (without `p_`);
-    stamps: fold_stamp, config_hash, weights_sha256, task, versions and whatever the stage added, all text.
-    """
-
-    ids: np.ndarray
-    values: np.ndarray
-    names: tuple[str, ...]
-    stamps: Mapping[str, str]
-    fold: np.ndarray | None = None
-
-    def aligned_to(self, ids: Sequence[str]) -> np.ndarray:
-        """Values in the order of ids, (len(ids), C): joined by id, never by position."""
-        return self.values[pd.Index(self.ids).get_indexer(pd.Index(ids))]
-
-
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    columns = {"id": pa.array(list(predictions.ids), pa.string())}
-    if predictions.fold is not None:
-        columns["fold"] = pa.array(predictions.fold, pa.int32())
-    for position, name in enumerate(predictions.names):
-        columns[PREFIX + name] = pa.array(predictions.values[:, position], pa.float32())
-    table = pa.table(columns).replace_schema_metadata(
-        {f"kfold.{key}": value for key, value in predictions.stamps.items()}
-    )
-    atomic_write(path, lambda temporary: pq.write_table(table, temporary))
-
-
-def read_predictions(path: Path, fold_stamp: str, expected_ids: Sequence[str] | None = None) -> Predictions:
-    """Read a prediction file and refuse, by name, whatever cannot be trusted.
-
-    Raises UserError on an unreadable file, a foreign fold stamp, doubled ids, non-finite values, and, when
-    `expected_ids` is given, on missing and foreign ids.
-    """
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file: run predict.py for its run") from None
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path}: damaged, cannot be read ({str(error).splitlines()[0]}): run predict.py again"
-        ) from None
-    metadata = table.schema.metadata or {}
-    stamps = {key.decode()[6:]: value.decode() for key, value in metadata.items() if key.startswith(b"kfold.")}
-    if stamps.get("fold_stamp") != fold_stamp:
-        found = stamps.get("fold_stamp", "none")[:12]
-        raise UserError(f"{path}: made with other folds (stamp {found}, folds.csv has {fold_stamp[:12]}): train again")
-    names = tuple(name[len(PREFIX) :] for name in table.column_names if name.startswith(PREFIX))
-    values = np.column_stack([table[PREFIX + name].to_numpy() for name in names]).astype(np.float32)
-    ids = np.array(table["id"].to_pylist(), dtype=object)
-    fold = table["fold"].to_numpy() if "fold" in table.column_names else None
-    refuse_bad_rows(path, ids, values, expected_ids)
-    return Predictions(ids, values, names, stamps, fold)
-
-
 def read_oof(workspace: Workspace, run: str, ids: np.ndarray, fold: np.ndarray, fold_stamp: str) -> Predictions:
     """All out-of-fold predictions of a run, in the order of ids: one row each, from its own fold's file.
 
@@ -251,27 +140,6 @@ def refuse_mixed(parts: Sequence[Predictions], run: str) -> None:
             raise UserError(f"run {run}: its folds differ in {key}: run {remedy} again for this run")
     if len({part.names for part in parts}) > 1:
         raise UserError(f"run {run}: its folds differ in their prediction columns: train it again")
-
-
-def refuse_bad_rows(path: Path, ids: np.ndarray, values: np.ndarray, expected_ids: Sequence[str] | None) -> None:
-    index = pd.Index(ids)
-    problems = []
-    if index.has_duplicates:
-        problems.append(f"{path}: id '{ids[index.duplicated()][0]}' occurs twice: run its stage again")
-    broken = ~np.isfinite(values).all(axis=1)
-    if broken.any():
-        problems.append(f"{path}: id '{ids[broken][0]}' has a prediction that is not finite ({broken.sum()} rows)")
-    if expected_ids is not None:
-        expected = pd.Index(expected_ids)
-        for kind, odd in (("missing", expected.difference(index)), ("foreign", index.difference(expected))):
-            if len(odd):
-                problems.append(f"{path}: {len(odd)} {kind} ids, the first is '{odd[0]}': run its stage again")
-    if problems:
-        raise UserError(problems)
-
-
-def ids_sha256(ids: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
 def stamps(fold_stamp: str, config: Config, task: str, weights_sha256: str, tta: str) -> dict[str, str]:
@@ -367,28 +235,6 @@ def forget_files(folder: Path, manifest: Mapping, names: Sequence[str]) -> dict:
     if kept != manifest["files"]:
         atomic_write(folder / "manifest.json", json.dumps({**manifest, "files": kept}, indent=1) + "\n")
     return {**manifest, "files": kept}
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder. Raises UserError that names the holder.
-
-    The operating system drops the lock with its process, so a killed run leaves none behind.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock, holder_path = FileLock(folder / ".lock"), folder / ".lock.holder"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        holder = holder_path.read_text() if holder_path.exists() else "unknown process"
-        raise UserError(f"{folder}: in use by {holder}: wait for it or stop it") from None
-    try:
-        now = datetime.now().isoformat(sep=" ", timespec="seconds")
-        holder_path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {now}")
-        yield
-    finally:
-        holder_path.unlink(missing_ok=True)
-        lock.release()
 
 
 def environment() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The noise of a score: bootstrap intervals on the rows, or groups, that it was measured on."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,27 @@ import pandas as pd
 from kfold.metrics import Metric
 
 NUM_RESAMPLES_AT_MOST, NUM_RESAMPLES_AT_LEAST = 500, 100
+
+
+@dataclass(frozen=True)
+class FoldScores:
+    """What cross-validation says of a run: each fold's score, and that of all rows with its 95% interval."""
+
+    by_fold: dict[int, float]
+    pooled: float
+    low: float
+    high: float
+
+
+def score_folds(
+    metric: Metric, targets: np.ndarray, predictions: np.ndarray, fold: np.ndarray, groups: np.ndarray | None = None
+) -> FoldScores:
+    """The scores of out-of-fold predictions (N, C); fold: (N,) int."""
+    by_fold = {
+        int(number): metric.function(targets[fold == number], predictions[fold == number]) for number in np.unique(fold)
+    }
+    low, high = bootstrap_interval(metric, targets, predictions, groups)
+    return FoldScores(by_fold, metric.function(targets, predictions), low, high)
 
 
 def bootstrap_interval(

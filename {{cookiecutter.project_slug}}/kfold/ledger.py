@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from kfold.artifacts import atomic_write
 from kfold.errors import UserError
+from kfold.files import atomic_write
 
 COLUMNS = (
     "run",

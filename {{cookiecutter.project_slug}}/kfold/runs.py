@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from kfold import artifacts
-from kfold.artifacts import Predictions, Workspace
+from kfold.artifacts import Workspace
 from kfold.config import Task, read_yaml
 from kfold.data.folds import Folds
 from kfold.data.targets import Targets
 from kfold.errors import UserError
 from kfold.intervals import paired_difference
 from kfold.metrics import Metric
+from kfold.predictions import Predictions
 
 
 def run_limit(workspace: Workspace, run: str) -> int:

@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from kfold.artifacts import PREFIX
 from kfold.config import Task
 from kfold.data.targets import Targets
 from kfold.errors import UserError
 from kfold.metrics import Metric, decide
+from kfold.predictions import PREFIX
 
 Content = Literal["label", "ranking", "label list", "flags", "class probabilities", "probabilities", "grades", "values"]
 

@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kfold import artifacts
-from kfold.artifacts import Predictions, Workspace
+from kfold.artifacts import Workspace
 from kfold.config import Competition, Config, load_config
 from kfold.errors import UserError
+from kfold.files import atomic_write, locked
+from kfold.predictions import Predictions, read_predictions, write_predictions
 
 ROOT = Path(__file__).resolve().parents[1]
 IDS = np.array(["000123", "NA", "é 汉"], dtype=object)
@@ -50,35 +52,35 @@ def problems_of(call, *arguments, **options) -> list[str]:
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt(), MemoryError()])
 def test_a_failing_writer_leaves_the_old_file_whole_and_nothing_else(tmp_path, error):
     path = tmp_path / "weights.bin"
-    artifacts.atomic_write(path, b"old")
+    atomic_write(path, b"old")
 
     def half(temporary: Path) -> None:
         temporary.write_bytes(b"ne")
         raise error
 
     with pytest.raises(type(error)):
-        artifacts.atomic_write(path, half)
+        atomic_write(path, half)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["weights.bin"]
 
 
 def test_a_full_disk_is_told_in_one_line_and_the_old_file_stays(tmp_path):
     path = tmp_path / "log.csv"
-    artifacts.atomic_write(path, "old")
+    atomic_write(path, "old")
 
     def full(temporary: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    (problem,) = problems_of(artifacts.atomic_write, path, full)
+    (problem,) = problems_of(atomic_write, path, full)
     assert problem == f"{path}: cannot be written (No space left on device): free space or mend rights"
     assert path.read_text() == "old"
 
 
 def test_a_killed_writer_leaves_the_old_file_whole(tmp_path):
     path = tmp_path / "weights.bin"
-    artifacts.atomic_write(path, b"old")
+    atomic_write(path, b"old")
     code = (
-        "import os, sys; from pathlib import Path; from kfold.artifacts import atomic_write\n"
+        "import os, sys; from pathlib import Path; from kfold.files import atomic_write\n"
         "def die(temporary): temporary.write_bytes(b'ne'); os.kill(os.getpid(), 9)\n"
         "atomic_write(Path(sys.argv[1]), die)"
     )
@@ -90,7 +92,7 @@ def test_a_killed_writer_leaves_the_old_file_whole(tmp_path):
 def test_text_bytes_and_functions_are_written_into_new_folders(tmp_path):
     for content in ("é\n", "é\n".encode(), lambda temporary: temporary.write_bytes("é\n".encode())):
         path = tmp_path / "a" / "b" / "file"
-        artifacts.atomic_write(path, content)
+        atomic_write(path, content)
         assert path.read_bytes() == "é\n".encode()
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
         path.unlink()
@@ -101,8 +103,8 @@ def test_text_bytes_and_functions_are_written_into_new_folders(tmp_path):
 
 def test_predictions_come_back_as_they_were(tmp_path):
     path = tmp_path / "oof.parquet"
-    artifacts.write_predictions(path, predictions())
-    read = artifacts.read_predictions(path, "f" * 64, IDS)
+    write_predictions(path, predictions())
+    read = read_predictions(path, "f" * 64, IDS)
     assert list(read.ids) == list(IDS)
     np.testing.assert_array_equal(read.values, predictions().values)
     assert read.values.dtype == np.float32
@@ -120,8 +122,8 @@ def test_values_are_joined_by_id_never_by_position(order):
 
 def test_foreign_folds_are_refused_by_both_stamps(tmp_path):
     path = tmp_path / "oof.parquet"
-    artifacts.write_predictions(path, predictions())
-    (problem,) = problems_of(artifacts.read_predictions, path, "0" * 64)
+    write_predictions(path, predictions())
+    (problem,) = problems_of(read_predictions, path, "0" * 64)
     assert problem == (
         f"{path}: made with other folds (stamp ffffffffffff, folds.csv has 000000000000): train again"
     )  # fmt: skip
@@ -130,7 +132,7 @@ def test_foreign_folds_are_refused_by_both_stamps(tmp_path):
 def test_a_file_without_a_stamp_is_refused(tmp_path):
     path = tmp_path / "oof.parquet"
     pq.write_table(pa.table({"id": ["a"], "p_x": [0.5]}), path)
-    (problem,) = problems_of(artifacts.read_predictions, path, "f" * 64)
+    (problem,) = problems_of(read_predictions, path, "f" * 64)
     assert "stamp none" in problem
 
 
@@ -145,8 +147,8 @@ def test_a_file_without_a_stamp_is_refused(tmp_path):
 )
 def test_doubled_missing_and_foreign_ids_are_named(tmp_path, ids, words):
     path = tmp_path / "oof.parquet"
-    artifacts.write_predictions(path, predictions(ids))
-    problems = problems_of(artifacts.read_predictions, path, "f" * 64, IDS)
+    write_predictions(path, predictions(ids))
+    problems = problems_of(read_predictions, path, "f" * 64, IDS)
     assert len(problems) == len(words)
     for problem, word in zip(problems, words, strict=True):
         assert problem.startswith(f"{path}: ")
@@ -158,18 +160,18 @@ def test_a_value_that_is_not_finite_is_refused_with_its_id(tmp_path, value):
     path = tmp_path / "test.parquet"
     values = predictions().values.copy()
     values[1, 0] = value
-    artifacts.write_predictions(path, predictions(values=values))
-    (problem,) = problems_of(artifacts.read_predictions, path, "f" * 64)
+    write_predictions(path, predictions(values=values))
+    (problem,) = problems_of(read_predictions, path, "f" * 64)
     assert "id 'NA' has a prediction that is not finite (1 rows)" in problem
 
 
 def test_a_damaged_or_absent_file_is_named(tmp_path):
     path = tmp_path / "oof.parquet"
-    (problem,) = problems_of(artifacts.read_predictions, path, "f" * 64)
+    (problem,) = problems_of(read_predictions, path, "f" * 64)
     assert problem.startswith(f"{path}: no such file")
-    artifacts.write_predictions(path, predictions())
+    write_predictions(path, predictions())
     path.write_bytes(path.read_bytes()[:-20])
-    (problem,) = problems_of(artifacts.read_predictions, path, "f" * 64)
+    (problem,) = problems_of(read_predictions, path, "f" * 64)
     assert problem.startswith(f"{path}: damaged")
 
 
@@ -186,8 +188,8 @@ def workspace(tmp_path) -> Workspace:
 
 
 def write_fold(workspace: Workspace, number: int, oof: Predictions, test: Predictions) -> None:
-    artifacts.write_predictions(workspace.predictions_path("base", number, "oof"), oof)
-    artifacts.write_predictions(workspace.predictions_path("base", number, "test"), test)
+    write_predictions(workspace.predictions_path("base", number, "oof"), oof)
+    write_predictions(workspace.predictions_path("base", number, "test"), test)
     folder = workspace.fold_dir("base", number)
     artifacts.write_manifest(folder, {"run": "base"}, ["oof.parquet", "test.parquet"])
 
@@ -310,17 +312,17 @@ def test_a_run_name_that_leaves_its_folder_is_refused(tmp_path, name):
 
 def test_a_lock_held_by_another_process_is_named_and_freed_with_it(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from kfold.artifacts import locked\n"
+        "import sys; from pathlib import Path; from kfold.files import locked\n"
         "with locked(Path(sys.argv[1])): print('ready', flush=True); sys.stdin.read()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, **pipes) as holder:
         assert holder.stdout.readline() == "ready\n"
-        (problem,) = problems_of(lambda: artifacts.locked(tmp_path).__enter__())
+        (problem,) = problems_of(lambda: locked(tmp_path).__enter__())
         assert f"in use by process {holder.pid} on " in problem
         holder.kill()
         holder.wait()
-    with artifacts.locked(tmp_path):
+    with locked(tmp_path):
         assert f"process {os.getpid()} on " in (tmp_path / ".lock.holder").read_text()
     assert not (tmp_path / ".lock.holder").exists()
 

@@ -17,8 +17,9 @@ import make_folds
 import predict
 import submit
 import train
-from kfold.artifacts import Workspace, read_predictions
+from kfold.artifacts import Workspace
 from kfold.errors import UserError
+from kfold.predictions import read_predictions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TARGETS = {

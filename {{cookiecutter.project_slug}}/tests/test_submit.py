@@ -15,8 +15,10 @@ import pytest
 import competition
 import submit
 from kfold import intervals
-from kfold.artifacts import Predictions, file_sha256, read_predictions, write_manifest, write_predictions
+from kfold.artifacts import write_manifest
 from kfold.errors import UserError
+from kfold.files import file_sha256
+from kfold.predictions import Predictions, read_predictions, write_predictions
 from kfold.upload import upload
 
 REPOSITORY = Path(__file__).resolve().parents[1]

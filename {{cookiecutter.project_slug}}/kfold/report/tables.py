@@ -1,16 +1,16 @@
 """Tables for the terminal."""
 
-from collections.abc import Mapping
-
 import numpy as np
 
+from kfold.intervals import FoldScores
 
-def cv_table(metric: str, fold_scores: Mapping[int, float], pooled: float, interval: tuple[float, float]) -> str:
+
+def cv_table(metric: str, scores: FoldScores) -> str:
     """Scores per fold, their mean and standard deviation, and the pooled out-of-fold score with its 95% interval."""
-    scores = np.array(list(fold_scores.values()))
+    values = np.array(list(scores.by_fold.values()))
     lines = [f"{'fold':>8}  {metric}"]
-    lines += [f"{fold:>8}  {score:.5f}" for fold, score in fold_scores.items()]
-    deviation = f" +- {scores.std(ddof=1):.5f} (sd over folds)" if len(scores) > 1 else ""
-    lines.append(f"{'mean':>8}  {scores.mean():.5f}{deviation}")
-    lines.append(f"{'pooled':>8}  {pooled:.5f}, 95% interval {interval[0]:.5f} to {interval[1]:.5f}")
+    lines += [f"{fold:>8}  {score:.5f}" for fold, score in scores.by_fold.items()]
+    deviation = f" +- {values.std(ddof=1):.5f} (sd over folds)" if len(values) > 1 else ""
+    lines.append(f"{'mean':>8}  {values.mean():.5f}{deviation}")
+    lines.append(f"{'pooled':>8}  {scores.pooled:.5f}, 95% interval {scores.low:.5f} to {scores.high:.5f}")
     return "\n".join(lines)

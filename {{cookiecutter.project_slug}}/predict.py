@@ -6,9 +6,11 @@ Writes   runs/<name>/fold<k>/{oof,test}.parquet and the fold's manifest
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 import competition
 from kfold import artifacts
@@ -24,7 +26,7 @@ from kfold.ensemble.tta import TTA_TRANSFORMS, make_views
 from kfold.errors import UserError, run_stage
 from kfold.files import locked
 from kfold.intervals import bootstrap_interval, paired_difference
-from kfold.model.weights import load_model
+from kfold.model.weights import ModelCard, load_model
 from kfold.predictions import Predictions, ids_sha256, read_predictions, write_predictions
 from kfold.training.loop import predict_logits, to_target_units
 from kfold.training.precision import choose_device, choose_precision
@@ -82,28 +84,14 @@ def predict_fold(
         oof = read_predictions(workspace.predictions_path(run, number, "oof"), folds.stamp, folds.ids[valid])
         return None, oof.aligned_to(folds.ids[valid])
 
-    device = choose_device()
-    precision = choose_precision(config.precision, device)
     model, card = load_model(folder / manifest["weights"])
-    model.to(device)
-    views = make_views(config.tta, card.image_size, bool(model.pretrained_cfg.get("fixed_input_size")))
+    train_dir, test_dir = (workspace.data_path(facts, name) for name in (facts.train_images, facts.test_images))
     unreadable: dict[int, str] = {}
-
-    def predict(ids: np.ndarray, image_folder: str, title: str, tolerant: bool) -> np.ndarray:
-        """Predictions of every view, (V, N, C)."""
-        image_dir = workspace.data_path(facts, image_folder)
-        paths = [image_path(image_dir, image_id, facts.image_suffix) for image_id in ids]
-        images = Images(paths, np.zeros((len(ids), 0)), eval_transform(card.image_size), card.image_size)
-        batches = make_loader(images, EpochOrder(len(ids), 2 * config.batch_size, False), config.num_workers, device)
-        on_problem = unreadable.__setitem__ if tolerant else None
-        logits = predict_logits(model, batches, views, card, device, precision, on_problem, f"{run} {number} {title}")
-        return to_target_units(logits, card).numpy()
-
-    oof = predict(folds.ids[valid], facts.train_images, "validation", tolerant=False)
-    test = predict(test_ids, facts.test_images, "test", tolerant=True).mean(axis=0)
+    oof = predict_images(model, card, config, folds.ids[valid], train_dir, facts.image_suffix)
+    test = predict_images(model, card, config, test_ids, test_dir, facts.image_suffix, unreadable).mean(axis=0)
     for row, reason in unreadable.items():
         test[row] = targets.values[~valid].mean(axis=0)  # the prior: a submission must have every row
-        print(f"  warning: {reason}: id '{test_ids[row]}' gets the prior prediction")
+        print(f"warning: {reason}: id '{test_ids[row]}' gets the prior prediction", file=sys.stderr)
 
     manifest = artifacts.forget_files(folder, manifest, ["oof.parquet", "test.parquet"])
     merged = oof.mean(axis=0)
@@ -116,6 +104,34 @@ def predict_fold(
     names = [*facts_of_fold.pop("files"), oof_file.name, test_file.name]
     artifacts.write_manifest(folder, facts_of_fold, names)
     return oof[0], merged
+
+
+def predict_images(
+    model: nn.Module,
+    card: ModelCard,
+    config: Config,
+    ids: np.ndarray,
+    image_dir: Path,
+    image_suffix: str,
+    unreadable: dict[int, str] | None = None,
+) -> np.ndarray:
+    """Predictions of every view, (V, N, C). Rows of unreadable images go into `unreadable`; without it they raise."""
+    device = choose_device()
+    views = make_views(config.tta, card.image_size, bool(model.pretrained_cfg.get("fixed_input_size")))
+    paths = [image_path(image_dir, image_id, image_suffix) for image_id in ids]
+    images = Images(paths, np.zeros((len(ids), 0)), eval_transform(card.image_size), card.image_size)
+    batches = make_loader(images, EpochOrder(len(ids), 2 * config.batch_size, False), config.num_workers, device)
+    logits = predict_logits(
+        model.to(device),
+        batches,
+        views,
+        card,
+        device,
+        choose_precision(config.precision, device),
+        None if unreadable is None else unreadable.__setitem__,
+        title=image_dir.name,
+    )
+    return to_target_units(logits, card).numpy()
 
 
 def report(

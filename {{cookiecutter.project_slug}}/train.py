@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import DataLoader
 
 import competition
 from kfold import artifacts
@@ -95,67 +96,40 @@ def train_fold(
     targets: Targets,
     metric: Metric,
 ) -> None:
-    """Train on every fold but `number`, predict that one, and write the fold's files."""
+    """Train on every fold but `number`, predict that one, and write the fold's files, the manifest last."""
+    # Over 60 lines on purpose: the recipe of a fold, read top to bottom.
     started = time.perf_counter()
     device = choose_device()
     precision = choose_precision(config.precision, device)
     loss_function = choose_loss(config.loss, facts.task)
-
     valid = folds.fold == number
+    truth = targets.values[valid]
     image_dir = workspace.data_path(facts, facts.train_images)
     paths = np.array([image_path(image_dir, image_id, facts.image_suffix) for image_id in folds.ids])
-    train_images = Images(
-        paths[~valid],
-        targets.values[~valid],
-        train_transform(config.augment, config.image_size, config.hflip, config.vflip, config.rotate90),
-        config.image_size,
-        config.seed,
-        number,
+    train_batches, valid_batches = make_batches(paths, targets.values, valid, config, number, device)
+    print(
+        f"run {run}, fold {number}: {config.backbone} at {config.image_size} px, {(~valid).sum()} rows to train, "
+        f"{valid.sum()} to validate, {device.type}, {str(precision.dtype)[6:]} ({precision.reason})"
     )
-    valid_images = Images(paths[valid], targets.values[valid], eval_transform(config.image_size), config.image_size)
-    train_order = EpochOrder(len(train_images), config.batch_size, True, config.seed, number)
-    train_batches = make_loader(train_images, train_order, config.num_workers, device)
-    valid_batches = make_loader(
-        valid_images, EpochOrder(len(valid_images), 2 * config.batch_size, False), config.num_workers, device
-    )
-
-    torch.manual_seed(seed_of(config.seed, number, "initial weights"))
-    model = build_model(
-        config.backbone,
-        len(targets.names),
-        config.image_size,
-        config.drop_rate,
-        config.pretrained,
-        config.pretrained_path,
-    ).to(device)
+    model = make_model(config, len(targets.names), number).to(device)
     card = make_card(model, config, facts.task, targets.names, targets.values[~valid])
     optimizer = make_optimizer(config.optimizer, model, config.lr, config.weight_decay)
     recipe = Recipe(config.epochs, config.lr, config.schedule, config.warmup_epochs, config.seed, number)
-    print(
-        f"run {run}, fold {number}: {config.backbone} at {config.image_size} px, {len(train_images)} rows to train, "
-        f"{len(valid_images)} to validate, {device.type}, {str(precision.dtype)[6:]} ({precision.reason})"
-    )
+
+    def score(predictions: np.ndarray) -> float:
+        return metric.function(truth, predictions)
 
     log, best, chosen = [], None, None
     for result, predictions in fit(
-        model,
-        card,
-        optimizer,
-        loss_function,
-        train_batches,
-        valid_batches,
-        lambda predictions: metric.function(targets.values[valid], predictions),
-        recipe,
-        device,
-        precision,
+        model, card, optimizer, loss_function, train_batches, valid_batches, score, recipe, device, precision
     ):
         log.append(result)
         atomic_write(workspace.log_path(run, number), pd.DataFrame(map(asdict, log)).to_csv(index=False))
-        if best is None or metric.better(result.score, best):
+        is_best = best is None or metric.better(result.score, best)
+        if is_best:
             best = result.score
             atomic_write(workspace.weights_path(run, number, "best"), weights_to_bytes(model, card))
-            chosen = predictions
-        if config.select == "last":
+        if is_best or config.select == "last":
             chosen = predictions
         print(
             f"  epoch {result.epoch}/{config.epochs}: loss {result.train_loss:.4f}, validation loss "
@@ -165,23 +139,43 @@ def train_fold(
 
     weights_path = workspace.weights_path(run, number, config.select)
     stamps = artifacts.stamps(folds.stamp, config, facts.task, file_sha256(weights_path), "none")
-    write_predictions(
-        workspace.predictions_path(run, number, "oof"),
-        Predictions(folds.ids[valid], chosen, targets.names, stamps, folds.fold[valid]),
+    oof = Predictions(folds.ids[valid], chosen, targets.names, stamps, folds.fold[valid])
+    write_predictions(workspace.predictions_path(run, number, "oof"), oof)
+    facts_of_fold = {
+        "run": run,
+        "trained_without_fold": number,
+        **{key: stamps[key] for key in ("fold_stamp", "config_hash", "weights_sha256", "task")},
+        "weights": weights_path.name,
+        "metric": metric.name,
+        "score": score(chosen),
+        "minutes": round((time.perf_counter() - started) / 60, 3),
+        "images_per_second": round(float(np.median([result.images_per_second for result in log])), 1),
+    }
+    names = ["last.safetensors", "best.safetensors", "oof.parquet", "log.csv"]
+    artifacts.write_manifest(workspace.fold_dir(run, number), facts_of_fold, names)
+
+
+def make_batches(
+    paths: np.ndarray, targets: np.ndarray, valid: np.ndarray, config: Config, number: int, device: torch.device
+) -> tuple[DataLoader, DataLoader]:
+    """Augmented, shuffled batches of the training rows, and plain ones of the validation rows in order."""
+    size = config.image_size
+    augment = train_transform(config.augment, size, config.hflip, config.vflip, config.rotate90)
+    train_images = Images(paths[~valid], targets[~valid], augment, size, config.seed, number)
+    valid_images = Images(paths[valid], targets[valid], eval_transform(size), size)
+    train_order = EpochOrder(len(train_images), config.batch_size, True, config.seed, number)
+    valid_order = EpochOrder(len(valid_images), 2 * config.batch_size, False)
+    return (
+        make_loader(train_images, train_order, config.num_workers, device),
+        make_loader(valid_images, valid_order, config.num_workers, device),
     )
-    artifacts.write_manifest(
-        workspace.fold_dir(run, number),
-        {
-            "run": run,
-            "trained_without_fold": number,
-            **{key: stamps[key] for key in ("fold_stamp", "config_hash", "weights_sha256", "task")},
-            "weights": weights_path.name,
-            "metric": metric.name,
-            "score": metric.function(targets.values[valid], chosen),
-            "minutes": round((time.perf_counter() - started) / 60, 3),
-            "images_per_second": round(float(np.median([result.images_per_second for result in log])), 1),
-        },
-        ["last.safetensors", "best.safetensors", "oof.parquet", "log.csv"],
+
+
+def make_model(config: Config, num_outputs: int, number: int) -> torch.nn.Module:
+    """The network with its initial weights: the same for the same seed and fold."""
+    torch.manual_seed(seed_of(config.seed, number, "initial weights"))
+    return build_model(
+        config.backbone, num_outputs, config.image_size, config.drop_rate, config.pretrained, config.pretrained_path
     )
 
 

@@ -238,7 +238,7 @@ def test_a_bad_test_image_gets_the_prior_and_is_listed(copy_of_trained, capsys):
     test_id = pd.read_csv(root / "data" / "test.csv", dtype=str).iloc[3, 0]
     (root / "data" / "test_images" / f"{test_id}.png").write_bytes(b"<html>")
     predict.main(root=root, overwrite=True)
-    assert f"id '{test_id}' gets the prior prediction" in capsys.readouterr().out
+    assert f"id '{test_id}' gets the prior prediction" in capsys.readouterr().err
     folder = root / "runs" / "baseline" / "fold0"
     assert json.loads((folder / "manifest.json").read_text())["unreadable_test_ids"] == [test_id]
     folds = pd.read_csv(root / "folds.csv", dtype=str)

@@ -2,7 +2,7 @@
 # Every stage in order, from data/ to submission.csv. Stages that are done say so and are skipped: run it again at will.
 #
 #   ./pipeline.sh                       trains configs/baseline.yaml
-#   ./pipeline.sh baseline resnet18     trains these experiments; the one with the best out-of-fold score is submitted
+#   ./pipeline.sh baseline resnet18     trains these; of all runs, the one with the best out-of-fold score is submitted
 #
 # PYTHON chooses the interpreter: PYTHON=.venv/bin/python ./pipeline.sh
 set -euo pipefail

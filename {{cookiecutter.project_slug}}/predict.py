@@ -38,9 +38,13 @@ def main(run: str = "baseline", tta: str = "", overwrite: bool = False, root: Pa
     """Write oof.parquet and test.parquet of each trained fold of `run`; print the OOF score without and with TTA."""
     workspace = Workspace(root)
     facts = load_competition(workspace.competition_path)
+    artifacts.refuse_odd_name(run)
     numbers = workspace.trained_folds(run)
     if not numbers:
-        raise UserError(f"run {run}: no trained fold in {workspace.run_dir(run)}: run train.py first")
+        found = ", ".join(workspace.run_names()) or "none yet"
+        raise UserError(f"run {run}: no trained fold in {workspace.run_dir(run)}: run train.py first; runs: {found}")
+    earlier = artifacts.read_manifest(workspace.fold_dir(run, numbers[0])).get("predicted", {})
+    tta = tta or earlier.get("tta", "")  # run again, it keeps the views of before
     config = load_config(workspace.run_config_path(run), [f"tta={tta}"] if tta else [])
     folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
     folds = take_rows(folds, config.limit)
@@ -73,18 +77,22 @@ def predict_fold(
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Out-of-fold predictions (N, C) of the fold without TTA (None where it was done before) and with it."""
     folder = workspace.fold_dir(run, number)
+    artifacts.is_done(workspace, run, number, folds.stamp)  # refuses other folds and settings: they would leak
     manifest = artifacts.read_manifest(folder)
-    artifacts.verify_files(folder, manifest, [manifest["weights"]])
+    artifacts.verify_files(folder, manifest)
     valid = folds.fold == number
     stamps = artifacts.stamps(folds.stamp, config, facts.task, manifest["weights_sha256"], config.tta)
     request = {"tta": config.tta, "test_ids": ids_sha256(test_ids)}
-    if manifest.get("predicted") == request and not overwrite:
-        artifacts.verify_files(folder, manifest)
+    if manifest.get("predicted") == request and not manifest["unreadable_test_ids"] and not overwrite:
         print(f"run {run}, fold {number}: predicted before with tta={config.tta} (--overwrite does it again)")
         oof = read_predictions(workspace.predictions_path(run, number, "oof"), folds.stamp, folds.ids[valid])
         return None, oof.aligned_to(folds.ids[valid])
 
     model, card = load_model(folder / manifest["weights"])
+    if (card.task, card.names) != (facts.task, targets.names):
+        raise UserError(
+            f"{folder}: trained for other targets than competition.yaml and train.csv now give: train again"
+        )
     train_dir, test_dir = (workspace.data_path(facts, name) for name in (facts.train_images, facts.test_images))
     unreadable: dict[int, str] = {}
     oof = predict_images(model, card, config, folds.ids[valid], train_dir, facts.image_suffix)
@@ -93,16 +101,16 @@ def predict_fold(
         test[row] = targets.values[~valid].mean(axis=0)  # the prior: a submission must have every row
         print(f"warning: {reason}: id '{test_ids[row]}' gets the prior prediction", file=sys.stderr)
 
-    manifest = artifacts.forget_files(folder, manifest, ["oof.parquet", "test.parquet"])
+    manifest = artifacts.forget_predictions(folder, manifest)
     merged = oof.mean(axis=0)
     fold_column = np.full(len(merged), number)
     oof_file, test_file = (workspace.predictions_path(run, number, rows) for rows in ("oof", "test"))
     write_predictions(oof_file, Predictions(folds.ids[valid], merged, card.names, stamps, fold_column))
     write_predictions(test_file, Predictions(test_ids, test, card.names, stamps))
+    files = manifest.pop("files")
     unreadable_ids = [str(test_ids[row]) for row in unreadable]
     facts_of_fold = {**manifest, "predicted": request, "unreadable_test_ids": unreadable_ids}
-    names = [*facts_of_fold.pop("files"), oof_file.name, test_file.name]
-    artifacts.write_manifest(folder, facts_of_fold, names)
+    artifacts.write_manifest(folder, facts_of_fold, [oof_file.name, test_file.name], files)
     return oof[0], merged
 
 
@@ -164,7 +172,8 @@ def report(
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="baseline", help="a folder of runs/ (default: baseline)")
-    parser.add_argument("--tta", default="", choices=["", *TTA_TRANSFORMS], help="views (default: the config's)")
+    views = ["", *TTA_TRANSFORMS]
+    parser.add_argument("--tta", default="", choices=views, help="views (default: as before, else the config's)")
     parser.add_argument("--overwrite", action="store_true", help="predict again what is done")
     return parser.parse_args()
 

@@ -137,14 +137,16 @@ def print_hidden_score(
     if not path.exists():
         return
     columns = [facts.id_column, *facts.target_columns]
-    solution = read_table(path, columns).set_index(facts.id_column, drop=False)
-    if set(solution.index) != set(ids):
-        print(f"warning: {path}: its ids are not those of the test set: no score on it")
-        return
-    both = pd.concat([folds.table[columns], solution.loc[ids, columns]], ignore_index=True)
-    decoded = competition.decode_targets(both, facts)
-    if decoded.names != targets.names:
-        print(f"warning: {path}: has classes that train.csv lacks: no score on it")
+    try:
+        solution = read_table(path, columns).set_index(facts.id_column, drop=False)
+        if set(solution.index) != set(ids):
+            raise UserError(f"{path}: its ids are not those of the test set")
+        both = pd.concat([folds.table[columns], solution.loc[ids, columns]], ignore_index=True)
+        decoded = competition.decode_targets(both, facts)
+        if decoded.names != targets.names:
+            raise UserError(f"{path}: has classes that train.csv lacks")
+    except UserError as error:  # the submission is written and good
+        print("\n".join(f"warning: no score on hidden labels: {problem}" for problem in error.problems))
         return
     truth = decoded.values[-len(ids) :]
     low, high = bootstrap_interval(metric, truth, predictions)

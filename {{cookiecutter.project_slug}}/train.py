@@ -32,7 +32,7 @@ from kfold.files import atomic_write, file_sha256, locked
 from kfold.intervals import score_folds
 from kfold.ledger import record_run
 from kfold.metrics import Metric
-from kfold.model.build import build_model, input_statistics
+from kfold.model.build import build_model, input_statistics, refuse_unknown_backbone
 from kfold.model.weights import ModelCard, weights_to_bytes
 from kfold.predictions import Predictions, write_predictions
 from kfold.report.tables import cv_table
@@ -61,21 +61,31 @@ def main(
     run = name or config_path.stem + (f"-limit{config.limit}" if config.limit else "")
 
     folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
+    numbers = choose_folds(fold, folds)
+    if 0 < config.limit < 2 * folds.num_folds:
+        raise UserError(
+            f"limit={config.limit}: too few rows for {folds.num_folds} folds: take {2 * folds.num_folds} or more"
+        )
     folds = take_rows(folds, config.limit)
     targets = competition.decode_targets(folds.table, facts)
     metric = competition.metric(facts)
+    choose_loss(config.loss, facts.task)  # a wrong choice should not touch the run's folder
+    refuse_unknown_backbone(config.backbone)
 
-    numbers = choose_folds(fold, folds)
     artifacts.register_run(workspace, run, facts, config, numbers, overwrite)
+    trained = False
     for number in numbers:
-        folder = workspace.fold_dir(run, number)
-        with locked(folder):
-            if artifacts.read_manifest(folder) and not overwrite:
+        with locked(workspace.fold_dir(run, number)):
+            if artifacts.is_done(workspace, run, number, folds.stamp):
                 print(f"run {run}, fold {number}: done before (--overwrite trains it again)")
                 continue
-            train_fold(workspace, run, number, facts, config, folds, targets, metric)
+            try:
+                train_fold(workspace, run, number, facts, config, folds, targets, metric)
+            except torch.OutOfMemoryError:
+                raise UserError(f"fold {number}: the GPU's memory is full: lower batch_size or image_size") from None
+            trained = True
     if workspace.trained_folds(run) == list(range(folds.num_folds)):
-        summarize(workspace, run, config, folds, targets, metric)
+        summarize(workspace, run, config, folds, targets, metric, trained)
 
 
 def choose_folds(wish: str, folds: Folds) -> list[int]:
@@ -146,6 +156,8 @@ def train_fold(
         "trained_without_fold": number,
         **{key: stamps[key] for key in ("fold_stamp", "config_hash", "weights_sha256", "task")},
         "weights": weights_path.name,
+        "device": device.type,
+        "precision": str(precision.dtype)[6:],
         "metric": metric.name,
         "score": score(chosen),
         "minutes": round((time.perf_counter() - started) / 60, 3),
@@ -192,28 +204,35 @@ def make_card(
     )
 
 
-def summarize(workspace: Workspace, run: str, config: Config, folds: Folds, targets: Targets, metric: Metric) -> None:
-    """Print the table of all folds and write the run's row of the ledger."""
+def summarize(
+    workspace: Workspace, run: str, config: Config, folds: Folds, targets: Targets, metric: Metric, trained: bool
+) -> None:
+    """Print the table of all folds; write the run's row of the ledger if one was trained just now."""
     manifests = [artifacts.read_manifest(workspace.fold_dir(run, number)) for number in range(folds.num_folds)]
-    oof = artifacts.read_oof(workspace, run, folds.ids, folds.fold, folds.stamp).aligned_to(folds.ids)
-    scores = score_folds(metric, targets.values, oof, folds.fold, folds.group_or_none)
-    print(f"\nrun {run}, out of fold:\n{cv_table(metric.name, scores)}")
+    if not all("oof.parquet" in manifest["files"] for manifest in manifests):
+        print(f"run {run}: its predictions were interrupted; next: python predict.py --run {run}")
+        return
+    oof = artifacts.read_oof(workspace, run, folds.ids, folds.fold, folds.stamp)
+    scores = score_folds(metric, targets.values, oof.aligned_to(folds.ids), folds.fold, folds.group_or_none)
+    print(f"\nrun {run}, out of fold, tta={oof.stamps['tta']}:\n{cv_table(metric.name, scores)}")
     if config.select == "best":
         print("  optimistic: select=best chose the epoch on the fold that it is scored on; select=last does not")
-    record_run(
-        workspace.ledger_path,
-        {
+    if trained:
+        baseline_path = workspace.run_config_path("baseline")
+        baseline = load_config(baseline_path) if baseline_path.exists() else Config()
+        speeds = [manifest["images_per_second"] for manifest in manifests]
+        row = {
             "run": run,
-            "config_difference": difference(config, Config()),
+            "config_difference": difference(config, baseline),
             "metric": metric.name,
             "oof": scores.pooled,
             "oof_low": scores.low,
             "oof_high": scores.high,
             "fold_scores": " ".join(f"{score:.5f}" for score in scores.by_fold.values()),
             "minutes": round(sum(manifest["minutes"] for manifest in manifests), 2),
-            "images_per_second": round(float(np.mean([manifest["images_per_second"] for manifest in manifests])), 1),
-        },
-    )
+            "images_per_second": round(float(np.mean(speeds)), 1),
+        }
+        record_run(workspace.ledger_path, row)
     print(f"next: python predict.py --run {run}")
 
 

@@ -24,7 +24,7 @@ from kfold.config import (
     settings_to_yaml,
 )
 from kfold.errors import UserError
-from kfold.files import atomic_write, file_sha256
+from kfold.files import atomic_write, file_sha256, locked
 from kfold.predictions import Predictions, read_predictions
 
 STAMPED_PACKAGES = ("torch", "timm", "albumentations", "opencv-python-headless", "numpy", "pandas", "scikit-learn")
@@ -85,7 +85,8 @@ class Workspace:
 
     def trained_folds(self, run: str) -> list[int]:
         """Folds whose manifest is written, in order."""
-        return sorted(int(path.parent.name[4:]) for path in self.run_dir(run).glob("fold*/manifest.json"))
+        folders = [path.parent.name for path in self.run_dir(run).glob("fold*/manifest.json")]
+        return sorted(int(name[4:]) for name in folders if name[4:].isdecimal())
 
     def run_names(self) -> list[str]:
         """Runs with at least one trained fold, in order of name."""
@@ -162,27 +163,50 @@ def register_run(
 ) -> None:
     """Save a run's settings beside its weights, once; refuse to mix settings within a run.
 
-    Raises UserError when the run was made with other settings, unless `overwrite` replaces every trained fold of it.
+    `overwrite` first takes back the "done" of `folds`, so that a kill never leaves old results under new settings.
+    Raises UserError when other folds of the run were made with other settings, or are being trained.
     """
-    folder = workspace.run_dir(run)
     refuse_odd_name(run)
-    config_path = workspace.run_config_path(run)
-    if config_path.exists() and set(workspace.trained_folds(run)) - (set(folds) if overwrite else set()):
-        changes = difference(config, load_config(config_path), but=NOT_TRAINED)
-        if changes:
-            raise UserError(
-                f"{config_path}: this run was made with other settings; now {changes}: "
-                f"give the new one a name (--name), or redo all folds (--fold all --overwrite)"
-            )
-        changes = difference(facts, load_competition(folder / "competition.yaml"))
-        if changes:
-            raise UserError(
-                f"{folder / 'competition.yaml'}: competition.yaml was changed since; now {changes}: see --name"
-            )
-        return
-    atomic_write(config_path, settings_to_yaml(config))
-    atomic_write(folder / "competition.yaml", settings_to_yaml(facts))
-    atomic_write(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
+    folder, config_path = workspace.run_dir(run), workspace.run_config_path(run)
+    kept = set(workspace.trained_folds(run)) - (set(folds) if overwrite else set())
+    if kept:
+        refuse_other_settings(workspace, run, facts, config)
+    if overwrite:
+        for number in folds:
+            with locked(workspace.fold_dir(run, number)):
+                (workspace.fold_dir(run, number) / "manifest.json").unlink(missing_ok=True)
+    if not kept:
+        for fold_dir in workspace.run_dir(run).glob("fold*"):
+            with locked(fold_dir):
+                pass  # refuses while another process trains a first fold of this run
+        atomic_write(config_path, settings_to_yaml(config))
+        atomic_write(folder / "competition.yaml", settings_to_yaml(facts))
+        atomic_write(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
+
+
+def refuse_other_settings(workspace: Workspace, run: str, facts: Competition, config: Config) -> None:
+    remedy = "give the new one a name (--name), or redo all folds (--fold all --overwrite)"
+    path = workspace.run_config_path(run)
+    if changes := difference(config, load_config(path), but=NOT_TRAINED):
+        raise UserError(f"{path}: this run was made with other settings; now {changes}: {remedy}")
+    path = workspace.run_dir(run) / "competition.yaml"
+    elsewhere = set(Competition.model_fields) - {"task", "metric", "target_columns"}  # folders may move
+    if changes := difference(facts, load_competition(path), but=elsewhere):
+        raise UserError(f"{path}: this run was made for another competition.yaml; now {changes}: {remedy}")
+
+
+def is_done(workspace: Workspace, run: str, number: int, fold_stamp: str) -> bool:
+    """Whether the fold is trained. Raises UserError when it was trained on other folds or other settings."""
+    folder = workspace.fold_dir(run, number)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return False
+    remedy = "train it again (train.py --fold all --overwrite), or under a new --name"
+    if manifest["fold_stamp"] != fold_stamp:
+        raise UserError(f"{folder}: trained on other folds than those of folds.csv: {remedy}")
+    if manifest["config_hash"] != settings_hash(load_config(workspace.run_config_path(run))):
+        raise UserError(f"{folder}: trained with other settings than those of {run}/config.yaml: {remedy}")
+    return True
 
 
 def refuse_odd_name(run: str) -> None:
@@ -190,9 +214,15 @@ def refuse_odd_name(run: str) -> None:
         raise UserError(f"run name {run!r}: use letters, digits, dot, dash and underscore")
 
 
-def write_manifest(folder: Path, facts: Mapping[str, object], file_names: Sequence[str]) -> None:
-    """Write manifest.json: the facts, and sha256 and size of the named files. Its presence means "done"."""
-    files = {
+def write_manifest(
+    folder: Path, facts: Mapping[str, object], file_names: Sequence[str], files: Mapping[str, Mapping] | None = None
+) -> None:
+    """Write manifest.json: the facts, and sha256 and size of the named files. Its presence means "done".
+
+    `files`: entries of files that an earlier stage vouched for, kept as they are.
+    """
+    files = dict(files or {})
+    files |= {
         name: {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
         for name in sorted(file_names)
     }
@@ -229,12 +259,12 @@ def verify_files(folder: Path, manifest: Mapping, names: Sequence[str] | None = 
         raise UserError(problems)
 
 
-def forget_files(folder: Path, manifest: Mapping, names: Sequence[str]) -> dict:
-    """Take files out of the manifest before they are rewritten, so that a kill in between leaves them "not done"."""
-    kept = {name: entry for name, entry in manifest["files"].items() if name not in names}
-    if kept != manifest["files"]:
-        atomic_write(folder / "manifest.json", json.dumps({**manifest, "files": kept}, indent=1) + "\n")
-    return {**manifest, "files": kept}
+def forget_predictions(folder: Path, manifest: Mapping) -> dict:
+    """Take the prediction files out of the manifest before they are rewritten: a kill leaves them "not done"."""
+    files = {name: entry for name, entry in manifest["files"].items() if not name.endswith(".parquet")}
+    kept = {key: value for key, value in manifest.items() if key not in ("predicted", "unreadable_test_ids")}
+    atomic_write(folder / "manifest.json", json.dumps({**kept, "files": files}, indent=1) + "\n")
+    return {**kept, "files": files}
 
 
 def environment() -> dict[str, str]:

@@ -25,7 +25,7 @@ NOT_TRAINED = ("num_workers", "tta")  # settings that may change without changin
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Competition(Settings):

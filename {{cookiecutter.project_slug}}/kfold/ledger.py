@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from kfold.errors import UserError
 from kfold.files import atomic_write
@@ -38,20 +38,27 @@ def record_run(path: Path, row: Mapping[str, object]) -> None:
     if unknown or not row.get("run"):
         raise ValueError(f"not a row of the ledger: {sorted(unknown) or 'no run'}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / ".ledger.lock", timeout=60):  # folds may finish at once in several processes
-        rows = read_ledger(path)
-        now = datetime.now().isoformat(sep=" ", timespec="seconds")
-        entry = {"finished_at": now, **{key: to_text(value) for key, value in row.items()}}
-        for earlier in rows:
-            if earlier["run"] == entry["run"]:
-                kept = {key: cell for key, cell in earlier.items() if key == "leaderboard" or key not in COLUMNS}
-                given = {key: cell for key, cell in entry.items() if cell or key not in kept}
-                earlier.clear()
-                earlier.update({**kept, **given})
-                break
-        else:
-            rows.append(entry)
-        atomic_write(path, ledger_text(rows))
+    try:
+        with FileLock(path.parent / ".ledger.lock", timeout=60):  # folds may finish at once in several processes
+            replace_row(path, row)
+    except Timeout:
+        raise UserError(f"{path}: another process has kept it for a minute: stop that, run this again") from None
+
+
+def replace_row(path: Path, row: Mapping[str, object]) -> None:
+    rows = read_ledger(path)
+    now = datetime.now().isoformat(sep=" ", timespec="seconds")
+    entry = {"finished_at": now, **{key: to_text(value) for key, value in row.items()}}
+    for earlier in rows:
+        if earlier["run"] == entry["run"]:
+            kept = {key: cell for key, cell in earlier.items() if key == "leaderboard" or key not in COLUMNS}
+            given = {key: cell for key, cell in entry.items() if cell or key not in kept}
+            earlier.clear()
+            earlier.update({**kept, **given})
+            break
+    else:
+        rows.append(entry)
+    atomic_write(path, ledger_text(rows))
 
 
 def read_ledger(path: Path) -> list[dict[str, str]]:

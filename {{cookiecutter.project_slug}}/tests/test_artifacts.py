@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from kfold import artifacts
 from kfold.artifacts import Workspace
-from kfold.config import Competition, Config, load_config
+from kfold.config import Competition, Config, load_config, settings_hash
 from kfold.errors import UserError
 from kfold.files import atomic_write, locked
 from kfold.predictions import Predictions, read_predictions, write_predictions
@@ -226,7 +226,7 @@ def test_folds_of_different_origin_are_not_mixed(workspace, key):
 
 def test_an_untrained_and_an_unpredicted_fold_are_told_apart(workspace):
     folder = workspace.fold_dir("base", 1)
-    artifacts.forget_files(folder, artifacts.read_manifest(folder), ["oof.parquet"])
+    artifacts.forget_predictions(folder, artifacts.read_manifest(folder))
     (problem,) = problems_of(read_oof, workspace)
     assert "oof.parquet: not made yet: run python predict.py --run base" in problem
     (folder / "manifest.json").unlink()
@@ -257,16 +257,22 @@ def test_all_changed_and_missing_files_are_named_at_once(workspace):
     assert "test.parquet" in problem
 
 
-def test_forgotten_files_are_not_done_until_written_again(workspace):
+def test_forgotten_predictions_are_not_done_until_written_again(workspace):
     folder = workspace.fold_dir("base", 0)
-    manifest = artifacts.read_manifest(folder)
-    kept = artifacts.forget_files(folder, manifest, ["oof.parquet"])
+    manifest = {**artifacts.read_manifest(folder), "predicted": {"tta": "none"}}
+    kept = artifacts.forget_predictions(folder, manifest)
     assert artifacts.read_manifest(folder) == kept
-    assert set(kept["files"]) == {"test.parquet"}
+    assert kept["files"] == {}
     assert kept["run"] == "base"
-    before = (folder / "manifest.json").stat().st_mtime_ns
-    artifacts.forget_files(folder, kept, ["oof.parquet"])
-    assert (folder / "manifest.json").stat().st_mtime_ns == before
+    assert "predicted" not in kept
+
+
+def test_a_manifest_keeps_what_it_said_of_files_it_is_not_asked_to_read_again(workspace):
+    folder = workspace.fold_dir("base", 0)
+    files = artifacts.read_manifest(folder)["files"]
+    (folder / "oof.parquet").write_bytes(b"damaged")
+    artifacts.write_manifest(folder, {}, ["test.parquet"], files)
+    assert artifacts.read_manifest(folder)["files"] == files
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"files": 3}', "{}", "\xff"])
@@ -294,10 +300,43 @@ def test_overwriting_every_fold_takes_the_new_settings(workspace):
     assert load_config(workspace.run_config_path("base")).lr == 1e-3
 
 
-def test_changed_facts_are_refused(workspace):
-    changed = FACTS.model_copy(update={"num_folds": 3})
+def test_a_run_of_another_metric_is_refused_but_folders_may_move(workspace):
+    changed = FACTS.model_copy(update={"metric": "log_loss"})
     (problem,) = problems_of(artifacts.register_run, workspace, "base", changed, Config(), [0], False)
-    assert "now num_folds=3" in problem
+    assert "now metric=log_loss" in problem
+    moved = FACTS.model_copy(update={"data_dir": "/elsewhere", "project_name": "Other"})
+    artifacts.register_run(workspace, "base", moved, Config(), [1], False)
+
+
+def test_overwriting_takes_back_done_before_the_settings_change(workspace, monkeypatch):
+    def stop(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(artifacts, "atomic_write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        artifacts.register_run(workspace, "base", FACTS, Config(lr=1e-3), [0, 1], True)
+    assert workspace.trained_folds("base") == []
+    assert load_config(workspace.run_config_path("base")) == Config()
+
+
+def test_a_fold_trained_on_other_folds_or_settings_is_refused_not_done(workspace):
+    folder = workspace.fold_dir("base", 0)
+    facts = {"fold_stamp": "f" * 64, "config_hash": settings_hash(Config())}
+    artifacts.write_manifest(folder, facts, ["oof.parquet"])
+    assert artifacts.is_done(workspace, "base", 0, "f" * 64)
+    (problem,) = problems_of(artifacts.is_done, workspace, "base", 0, "0" * 64)
+    assert "trained on other folds" in problem
+    artifacts.write_manifest(folder, {**facts, "config_hash": "0"}, ["oof.parquet"])
+    (problem,) = problems_of(artifacts.is_done, workspace, "base", 0, "f" * 64)
+    assert "trained with other settings" in problem
+    (folder / "manifest.json").unlink()
+    assert not artifacts.is_done(workspace, "base", 0, "f" * 64)
+
+
+def test_folders_of_other_names_are_no_folds(workspace):
+    (workspace.run_dir("base") / "fold0-old").mkdir()
+    (workspace.run_dir("base") / "fold0-old" / "manifest.json").write_text("{}")
+    assert workspace.trained_folds("base") == [0, 1]
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "-x", "a b", "x\n", "é"])

@@ -1,4 +1,5 @@
 import pickle
+import time
 
 import pytest
 import timm
@@ -53,7 +54,7 @@ def test_a_transformers_positions_are_resampled_from_local_weights(tmp_path):
 
 
 def test_weights_of_another_model_are_refused_not_half_loaded(local_weights):
-    with pytest.raises(UserError, match=r"parameters of test_efficientnet are not in it"):
+    with pytest.raises(UserError, match=r"tensors of test_efficientnet are not in it"):
         build_model("test_efficientnet", 3, 32, pretrained=True, pretrained_path=str(local_weights))
 
 
@@ -66,20 +67,43 @@ def test_a_file_that_lacks_one_backbone_parameter_is_refused_by_its_name(local_w
 
 
 class Payload:
+    """Unpickling it would create the file `canary` in the working directory."""
+
     def __reduce__(self):
-        return (open, ("/tmp/should-never-exist", "w"))
+        return (open, ("canary", "w"))
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"nonsense", pickle.dumps({"a": Payload()})], ids=["empty", "nonsense", "pickle with code"]
 )
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_unreadable_or_unsafe_weights_are_refused_in_one_line(tmp_path, content, suffix):
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_unreadable_or_unsafe_weights_are_refused_in_one_line_and_never_run(tmp_path, content, suffix, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
     with pytest.raises(UserError, match="pretrained_path") as caught:
         build_model("test_resnet", 3, 32, pretrained=True, pretrained_path=str(path))
     assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_larger_sibling_and_another_shape_are_refused(local_weights, tmp_path):
+    state = load_file(local_weights)
+    save_file({**state, "layer1.7.conv1.weight": torch.zeros(1)}, tmp_path / "more.safetensors")
+    with pytest.raises(UserError, match=r"1 of .* of it are none of the model's, the first is layer1\.7\.conv1"):
+        build_model("test_resnet", 3, 32, pretrained=True, pretrained_path=str(tmp_path / "more.safetensors"))
+    save_file({**state, "layer1.0.conv1.weight": torch.zeros(2, 3, 3, 3)}, tmp_path / "shape.safetensors")
+    with pytest.raises(UserError, match="does not fit test_resnet") as caught:
+        build_model("test_resnet", 3, 32, pretrained=True, pretrained_path=str(tmp_path / "shape.safetensors"))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_missing_batchnorm_statistics_are_refused(local_weights, tmp_path):
+    state = {name: value for name, value in load_file(local_weights).items() if "running" not in name}
+    save_file(state, tmp_path / "bare.safetensors")
+    with pytest.raises(UserError, match="running_mean"):
+        build_model("test_resnet", 3, 32, pretrained=True, pretrained_path=str(tmp_path / "bare.safetensors"))
 
 
 def test_a_missing_weights_file_and_an_unknown_backbone_are_named():
@@ -93,9 +117,19 @@ def test_pretrained_without_a_network_stops_with_the_remedies(monkeypatch):
     def no_network(*_arguments, **_options):
         raise OSError("Name or service not known")
 
+    monkeypatch.setattr("kfold.model.build.hub_answers", lambda: True)
     monkeypatch.setattr("timm.models._builder.load_pretrained", no_network)
     with pytest.raises(UserError, match=r"Name or service not known.*pretrained_path=FILE.*pretrained=false"):
         build_model("test_resnet", 3, 32, pretrained=True)
+
+
+def test_an_unreachable_hub_is_noticed_at_once_not_retried(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"cannot be downloaded.*pretrained=false"):
+        build_model("resnet18", 3, 32, pretrained=True)
+    assert time.monotonic() - started < 20
 
 
 def test_a_weights_file_rebuilds_the_same_model(tmp_path):

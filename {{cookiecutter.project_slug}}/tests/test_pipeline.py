@@ -82,7 +82,10 @@ def test_each_task_goes_from_the_demo_to_a_submission_far_above_chance(task, tmp
     score = pooled_score(capsys.readouterr().out)
     assert score > FAR_ABOVE_CHANCE[METRICS[task]]
     predict.main(root=root)
+    capsys.readouterr()
     submit.main(root=root)
+    hidden = capsys.readouterr().out.split("solution.csv: ")[1]  # wrong, shuffled or foreign test rows score as chance
+    assert float(hidden.split()[1].rstrip(",")) > FAR_ABOVE_CHANCE[METRICS[task]]
     submission = pd.read_csv(root / "submission.csv", dtype=str)
     sample = pd.read_csv(root / "data" / "sample_submission.csv", dtype=str)
     assert list(submission.columns) == list(sample.columns)
@@ -158,13 +161,13 @@ def test_a_finished_stage_run_again_says_so_and_changes_no_byte(copy_of_trained,
     output = capsys.readouterr().out
     assert output.count("done before") == 3
     assert output.count("predicted before") == 3
-    after = content()
-    changed = [path.name for path in before if before[path] != after.get(path)]
-    assert set(changed) <= {"ledger.csv"}
+    assert content() == before
 
 
 def test_permuting_train_csv_and_the_prediction_files_changes_no_score(copy_of_trained, capsys):
     root = copy_of_trained
+    submit.main(root=root)
+    capsys.readouterr()
     train.main(root=root)
     expected = pooled_score(capsys.readouterr().out)
     table = pd.read_csv(root / "data" / "train.csv", dtype=str)
@@ -173,6 +176,9 @@ def test_permuting_train_csv_and_the_prediction_files_changes_no_score(copy_of_t
     shuffle_predictions(workspace)
     train.main(root=root)
     assert pooled_score(capsys.readouterr().out) == expected
+    before = (root / "submission.csv").read_bytes()
+    submit.main(root=root)
+    assert (root / "submission.csv").read_bytes() == before
 
 
 def shuffle_predictions(workspace: Workspace) -> None:
@@ -217,13 +223,71 @@ def test_other_settings_do_not_mix_into_a_run(copy_of_trained):
     assert Workspace(copy_of_trained).run_names() == ["baseline", "faster"]
 
 
-def test_other_folds_are_refused(copy_of_trained):
-    (copy_of_trained / "competition.yaml").write_text(
-        (copy_of_trained / "competition.yaml").read_text() + "fold_seed: 7\n"
-    )
-    make_folds.main(root=copy_of_trained, overwrite=True)
+def test_results_on_other_folds_are_refused_by_every_stage(copy_of_trained):
+    root = copy_of_trained
+    (root / "competition.yaml").write_text((root / "competition.yaml").read_text() + "fold_seed: 7\n")
+    make_folds.main(root=root, overwrite=True)
     with pytest.raises(UserError, match="other folds"):
-        submit.main(root=copy_of_trained)
+        submit.main(run="baseline", root=root)
+    with pytest.raises(UserError, match="other folds"):
+        predict.main(overwrite=True, root=root)  # its validation rows were trained on: a leak
+    with pytest.raises(UserError, match="other folds"):
+        train.main(root=root)
+    train.main(overwrite=True, overrides=["epochs=1"], root=root)
+    predict.main(root=root)
+    submit.main(root=root)
+
+
+def test_a_wrong_choice_with_overwrite_leaves_the_run_as_it_was(copy_of_trained):
+    config = (copy_of_trained / "runs" / "baseline" / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match="resnet81"):
+        train.main(overwrite=True, overrides=["backbone=resnet81"], root=copy_of_trained)
+    assert (copy_of_trained / "runs" / "baseline" / "config.yaml").read_bytes() == config
+    assert Workspace(copy_of_trained).trained_folds("baseline") == [0, 1, 2]
+
+
+def test_a_stop_while_all_folds_are_redone_leaves_none_of_the_old_ones_done(copy_of_trained, monkeypatch):
+    def stop(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fit", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(overwrite=True, overrides=["lr=0.01"], root=copy_of_trained)
+    assert Workspace(copy_of_trained).trained_folds("baseline") == []
+
+
+def test_a_stop_between_predictions_and_manifest_is_mended_by_running_the_stages_again(
+    copy_of_trained, monkeypatch, capsys
+):
+    def stop(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(predict.artifacts, "write_manifest", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict.main(tta="flips", root=copy_of_trained)
+    train.main(root=copy_of_trained)
+    assert "predictions were interrupted" in capsys.readouterr().out
+    predict.main(root=copy_of_trained)
+    submit.main(root=copy_of_trained)
+
+
+def test_views_once_chosen_stay_when_the_pipeline_runs_again(copy_of_trained, capsys):
+    predict.main(tta="flips", root=copy_of_trained)
+    predict.main(root=copy_of_trained)
+    assert "predicted before with tta=flips" in capsys.readouterr().out
+
+
+def test_predicting_does_not_vouch_for_a_damaged_file(copy_of_trained):
+    path = copy_of_trained / "runs" / "baseline" / "fold0" / "best.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"best\.safetensors: damaged or changed"):
+        predict.main(tta="flips", root=copy_of_trained)
+
+
+def test_too_small_a_limit_is_refused(copy_of_trained):
+    with pytest.raises(UserError, match=r"limit=2: too few rows for 3 folds: take 6 or more"):
+        train.main(overrides=["limit=2"], root=copy_of_trained)
 
 
 def test_tta_is_shown_beside_the_score_without_it(copy_of_trained, capsys):

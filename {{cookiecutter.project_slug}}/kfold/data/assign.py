@@ -35,7 +35,7 @@ def make_folds(table: pd.DataFrame, targets: Targets, duplicate_group: np.ndarra
     """
     scheme = choose_scheme(facts)
     ids = table[facts.id_column].tolist()
-    group = table[facts.group_column].tolist() if facts.group_column else [""] * len(ids)
+    group = table[facts.group_column].str.strip().tolist() if facts.group_column else [""] * len(ids)
     order = hash_order(ids, facts.fold_seed)
     units = connect([np.array(group, object)[order], duplicate_group[order]])
     if units.max() + 1 < facts.num_folds:

@@ -10,7 +10,6 @@ import pandas as pd
 
 from kfold.config import FOLDS_COLUMNS, Competition
 from kfold.data.assign import hash_order
-from kfold.data.splitters import SCHEMES as SCHEMES
 from kfold.data.tables import read_table, shorten
 from kfold.errors import UserError
 
@@ -108,7 +107,8 @@ def compare_cells(path: Path, frozen: pd.DataFrame, table: pd.DataFrame, facts: 
         names["group"] = facts.group_column
     problems = []
     for old, new in names.items():
-        for row in np.flatnonzero(frozen[old].to_numpy(object) != table[new].to_numpy(object)):
+        now = table[new].str.strip() if old == "group" else table[new]
+        for row in np.flatnonzero(frozen[old].to_numpy(object) != now.to_numpy(object)):
             problems.append(
                 f"{path}: id '{frozen['id'][row]}': {new} was '{frozen[old][row]}' when the folds were made, "
                 f"{facts.train_csv} now says '{table[new][row]}': undo the change or {REMEDY}"

@@ -41,7 +41,7 @@ def image_path(folder: Path, image_id: str, suffix: str) -> Path:
     if not outside and (len(parts) > 1 or os.path.islink(path)):
         outside = not path.resolve().is_relative_to(folder.resolve())
     if outside:
-        raise UserError(f"id {image_id!r} leads out of {folder}: mend the id")
+        raise UserError(f"id {image_id!r} leads out of {folder}: mend the id, or put a file where a link is")
     return path
 
 

@@ -1,7 +1,10 @@
 """A timm backbone with a fresh head, from ImageNet weights, a local file, or scratch."""
 
+import urllib.error
+import urllib.request
 from pathlib import Path
 
+import huggingface_hub
 import timm
 import torch
 from safetensors import SafetensorError
@@ -9,6 +12,8 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from kfold.errors import UserError
+
+DERIVED = ("num_batches_tracked", "relative_position_index", "attn_mask")  # buffers that a model makes by itself
 
 
 def build_model(
@@ -24,14 +29,17 @@ def build_model(
     `pretrained` downloads timm's weights unless `pretrained_path` names a local file in timm's names. Raises UserError
     for an unknown backbone, for weights that cannot be had, and for a file that does not fill the whole backbone.
     """
-    if not timm.is_model(backbone):
-        near = timm.list_models(f"*{backbone.split('_')[0]}*")[:5]
-        raise UserError(
-            f"backbone '{backbone}': timm {timm.__version__} has none of that name; near: {', '.join(near)}"
-        )
+    refuse_unknown_backbone(backbone)
     model = build_backbone(backbone, num_outputs, image_size, drop_rate, pretrained, pretrained_path)
     quiet_head(model)
     return model
+
+
+def refuse_unknown_backbone(backbone: str) -> None:
+    if not timm.is_model(backbone):
+        near = timm.list_models(f"*{backbone.split('_')[0]}*")[:5]
+        hint = f"near: {', '.join(near)}" if near else "see timm.list_models()"
+        raise UserError(f"backbone '{backbone}': timm {timm.__version__} has none of that name; {hint}")
 
 
 def quiet_head(model: nn.Module) -> None:
@@ -53,11 +61,16 @@ def build_backbone(
         options["img_size"] = image_size  # transformers: position embeddings are resampled to it
     if pretrained_path:
         refuse_unfit_weights(backbone, pretrained_path)
-        return timm.create_model(
-            backbone, pretrained=True, pretrained_cfg_overlay={"file": pretrained_path, "hf_hub_id": None}, **options
-        )
+        overlay = {"file": pretrained_path, "hf_hub_id": None}
+        try:
+            return timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"pretrained_path '{pretrained_path}': does not fit {backbone} ({reason})") from None
     if not pretrained:
         return timm.create_model(backbone, **options)
+    if not hub_answers():
+        huggingface_hub.constants.HF_HUB_OFFLINE = True  # its cache at once, without a minute of retries
     try:
         return timm.create_model(backbone, pretrained=True, **options)
     except (OSError, RuntimeError, ValueError) as error:  # hubs raise all of these without a network
@@ -66,6 +79,17 @@ def build_backbone(
             f"pretrained weights of {backbone} cannot be downloaded ({reason}): use pretrained_path=FILE with local "
             f"weights, pretrained=false to train from scratch, or a machine with internet once"
         ) from None
+
+
+def hub_answers(seconds: float = 5) -> bool:
+    """Whether the weights' hub can be reached; any answer of its counts."""
+    try:
+        urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=seconds).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def refuse_unfit_weights(backbone: str, pretrained_path: str) -> None:
@@ -84,14 +108,16 @@ def refuse_unfit_weights(backbone: str, pretrained_path: str) -> None:
             f"save them as .safetensors"
         ) from None
     with torch.device("meta"):
-        headless = timm.create_model(backbone, num_classes=0)
-    missing = [name for name, _ in headless.named_parameters() if name not in found]
-    if missing:
-        total = sum(1 for _ in headless.named_parameters())
-        raise UserError(
-            f"pretrained_path '{pretrained_path}': {len(missing)} of {total} parameters of {backbone} are not in it, "
-            f"the first is {missing[0]}: is it another model's file, or not in timm's names?"
-        )
+        wanted = timm.create_model(backbone, num_classes=0).state_dict()
+        known = timm.create_model(backbone).state_dict()
+    missing = [name for name in wanted if name not in found and not name.endswith(DERIVED)]
+    foreign = [name for name in found if name not in known and not name.endswith(DERIVED)]
+    for names, what in ((missing, "are not in it"), (foreign, "of it are none of the model's")):
+        if names:
+            raise UserError(
+                f"pretrained_path '{pretrained_path}': {len(names)} of {len(wanted)} tensors of {backbone} {what}, "
+                f"the first is {names[0]}: is it another model's file, or not in timm's names?"
+            )
 
 
 def input_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -84,7 +84,7 @@ def fit(
             loss = train_step(model, card, optimizer, loss_function, batch, lr, scaler, device, precision)
             total_loss += loss * len(batch.images)
             num_images += len(batch.images)
-            if not bar.disable:
+            if not bar.disable and batch_number % 10 == 0:  # reading the loss waits for the device
                 speed = num_images / (time.perf_counter() - started)
                 bar.set_postfix_str(f"loss {loss.item():.4f}, lr {lr:.1e}, {speed:.0f} images/s")
         train_loss, trained_in = total_loss.item() / num_images, time.perf_counter() - started

@@ -16,7 +16,7 @@ LOSSES: dict[str, Loss] = {
     "smooth_l1": F.smooth_l1_loss,
 }
 LOSSES_OF_TASK = {  # the first is `auto`
-    "multiclass": ("cross_entropy", "binary_cross_entropy"),
+    "multiclass": ("cross_entropy",),
     "binary": ("binary_cross_entropy",),
     "multilabel": ("binary_cross_entropy",),
     "regression": ("smooth_l1", "mse"),

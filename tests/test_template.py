@@ -73,7 +73,7 @@ def test_requirements_are_what_the_code_imports():
     imported = set(re.findall(r"^ *(?:import|from) (\w+)", code, re.MULTILINE))
     own = {"kfold", *(name.removesuffix(".py") for name in python)}
     modules = {"opencv-python-headless": "cv2", "scikit-learn": "sklearn", "PyYAML": "yaml", "Pillow": "PIL"}
-    modules["iterative-stratification"] = "iterstrat"
+    modules |= {"iterative-stratification": "iterstrat", "huggingface-hub": "huggingface_hub"}
     lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     required = {line.split(">=")[0] for line in lines if line[:1].isalnum()} - {"torchvision"}
     assert {modules.get(name, name) for name in required} == imported - own - sys.stdlib_module_names

@@ -113,6 +113,8 @@ def test_ids_that_leave_the_folder_are_errors(root):
     path = root / "data" / "train.csv"
     path.write_text(path.read_text().replace("a00", "../test_images/b00"))
     assert "id '../test_images/b00' leads out of" in check(root).errors[0]
+    (root / "data" / "train_images" / "a03.png").write_bytes(b"")
+    assert any("a03.png" in problem for problem in check(root).errors)  # one bad id does not hide other bad files
 
 
 def test_a_sample_of_three_rows_is_a_warning_and_a_foreign_id_an_error(root):

@@ -117,14 +117,16 @@ def check_images(check: Check, folder: Path, ids: Sequence[str], facts: Competit
         problems, remedy = check.warnings, "its row is left out of folds.csv"
     else:
         problems, remedy = check.errors, "replace it, or set bad_train_images: drop in competition.yaml"
-    with check.collect():
-        paths = find_paths(folder, ids, facts.image_suffix)
-        scans = scan_images(paths, folder.name)
-        problems += describe_bad(folder, paths, scans, facts.image_suffix, remedy)
-        check.warnings += count_notes(folder, ids, scans)
-        check.notes += describe_sizes(folder, scans)
-        return scans
-    return [Scan("has an id that cannot be used")] * len(ids)
+    paths, leading_out = find_paths(folder, ids, facts.image_suffix)
+    check.errors += leading_out
+    found = list(scan_images(list(paths.values()), folder.name))
+    problems += describe_bad(folder, list(paths.values()), found, facts.image_suffix, remedy)
+    scans = [Scan("has an id that cannot be used")] * len(ids)
+    for row, scan in zip(paths, found, strict=True):
+        scans[row] = scan
+    check.warnings += count_notes(folder, ids, scans)
+    check.notes += describe_sizes(folder, scans)
+    return scans
 
 
 def check_copies(

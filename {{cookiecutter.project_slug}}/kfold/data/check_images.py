@@ -13,17 +13,15 @@ from kfold.data.tables import shorten
 from kfold.errors import UserError
 
 
-def find_paths(folder: Path, ids: Sequence[str], suffix: str) -> list[Path]:
-    """Where the images must lie. Raises UserError that lists the ids leading out of the folder."""
-    paths, problems = [], []
-    for image_id in ids:
+def find_paths(folder: Path, ids: Sequence[str], suffix: str) -> tuple[dict[int, Path], list[str]]:
+    """Where the images must lie, by row, and a problem for each id that leads out of the folder."""
+    paths, problems = {}, []
+    for row, image_id in enumerate(ids):
         try:
-            paths.append(image_path(folder, image_id, suffix))
+            paths[row] = image_path(folder, image_id, suffix)
         except UserError as error:
             problems += error.problems
-    if problems:
-        raise UserError(shorten(problems))
-    return paths
+    return paths, shorten(problems)
 
 
 def describe_bad(folder: Path, paths: Sequence[Path], scans: Sequence[Scan], suffix: str, remedy: str) -> list[str]:

@@ -97,7 +97,9 @@ def bad_numbers(path: Path, frozen: pd.DataFrame, num_folds: int) -> list[str]:
         for name, fold in zip(bad["id"], bad["fold"], strict=True)
     ]
     empty = sorted(set(allowed) - set(frozen["fold"]))
-    return shorten(problems) + [f"{path}: fold {fold} has no rows: {REMEDY}" for fold in empty]
+    return shorten(problems) + [
+        f"{path}: fold {fold} has no rows: set num_folds in competition.yaml back, or {REMEDY}" for fold in empty
+    ]
 
 
 def compare_cells(path: Path, frozen: pd.DataFrame, table: pd.DataFrame, facts: Competition) -> list[str]:

@@ -272,7 +272,9 @@ def test_a_group_or_copy_moved_to_another_fold_by_hand_is_refused(frozen):
 
 
 def test_missing_folds_and_another_number_of_folds_name_the_remedy(frozen):
-    with pytest.raises(UserError, match=r"fold 3 has no rows: run make_folds.py --overwrite"):
+    with pytest.raises(
+        UserError, match=r"fold 3 has no rows: set num_folds in competition.yaml back, or run make_folds.py --overwrite"
+    ):
         read(frozen, num_folds=4)
     (frozen[0] / "folds.csv").unlink()
     with pytest.raises(UserError, match=r"run make_folds.py first"):

@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -7,6 +11,7 @@ from kfold.data.augment import AUGMENTS, apply, eval_transform, train_transform
 from kfold.data.loader import EpochOrder, Images, make_loader
 
 CPU = torch.device("cpu")
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +52,24 @@ def test_batches_are_the_same_bytes_for_any_number_of_workers(image_paths, batch
 @pytest.mark.parametrize("start", [1, 2])
 def test_an_epoch_taken_up_at_any_batch_goes_on_with_the_same_bytes(image_paths, batches, start):
     assert read_epochs(image_paths, 2, epochs=(1,), start=start) == batches[3 + start :]
+
+
+DECODE_THEN_FORK = """
+import sys, cv2, numpy as np, torch
+from kfold.data.augment import train_transform
+from kfold.data.loader import EpochOrder, Images, make_loader
+for size in range(2000, 2010):
+    cv2.GaussianBlur(cv2.resize(np.zeros((size, size, 3), np.uint8), (900, 900)), (9, 9), 2)
+images = Images(sys.argv[1:], np.zeros((len(sys.argv) - 1, 1)), train_transform("heavy", 24, True, True, True), 24)
+loader = make_loader(images, EpochOrder(len(images), 4, True), 2, torch.device("cpu"))
+print(sum(len(batch.images) for batch in loader))
+"""
+
+
+def test_workers_start_in_a_process_that_used_opencv_before(image_paths):
+    command = [sys.executable, "-c", DECODE_THEN_FORK, *map(str, image_paths)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert result.stdout == "12\n", result.stderr
 
 
 def test_epochs_seeds_and_folds_differ_in_order_and_pixels(image_paths, batches):

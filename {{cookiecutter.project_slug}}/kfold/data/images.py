@@ -14,6 +14,10 @@ import numpy as np
 
 from kfold.errors import UserError
 
+# Processes read images side by side, so OpenCV needs no threads of its own. Set here, once, before it starts any: a
+# worker forked from a process whose OpenCV threads ran waited for ever in setNumThreads (opencv 5.0).
+cv2.setNumThreads(0)
+
 KINDS = {  # first bytes of a file -> what it is
     b"\xff\xd8\xff": "jpg",
     b"\x89PNG\r\n\x1a\n": "png",

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import albumentations as A
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -84,10 +83,6 @@ def as_is(batch: Batch) -> Batch:
     return batch
 
 
-def one_thread(_worker: int) -> None:
-    cv2.setNumThreads(1)
-
-
 def make_loader(images: Images, order: EpochOrder, num_workers: int, device: torch.device) -> DataLoader:
     """Batches of `images` in `order`; num_workers = 0 reads in this process. Iterating draws no global randomness."""
     return DataLoader(
@@ -95,7 +90,6 @@ def make_loader(images: Images, order: EpochOrder, num_workers: int, device: tor
         batch_sampler=order,
         num_workers=num_workers,
         collate_fn=as_is,
-        worker_init_fn=one_thread,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),

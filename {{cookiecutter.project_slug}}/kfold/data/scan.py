@@ -48,7 +48,7 @@ def scan_images(paths: Sequence[Path], title: str) -> list[Scan]:
                 bar.update()
             return scans
         # Spawned, because a forked process can hang on locks that the libraries' threads held.
-        with ProcessPoolExecutor(num_processes, get_context("spawn"), initializer=one_thread) as pool:
+        with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
             try:
                 for scan in pool.map(scan_image, paths, chunksize=CHUNK):
                     scans.append(scan)
@@ -63,10 +63,6 @@ def file_size(path: Path) -> int:
         return os.path.getsize(path)
     except OSError:
         return 0
-
-
-def one_thread() -> None:
-    cv2.setNumThreads(1)
 
 
 def scan_image(path: Path) -> Scan:

@@ -3,44 +3,57 @@
 Command  python train.py --fold 0        or --fold all; --config configs/<name>.yaml; any setting as key=value
 Reads    competition.yaml, configs/<name>.yaml, folds.csv, data/train.csv, data/train_images/
 Writes   runs/<name>/config.yaml, competition.yaml, environment.json, and for each fold k
-         runs/<name>/fold<k>/: last.safetensors, best.safetensors, oof.parquet, log.csv, manifest.json (last: "done")
-         runs/ledger.csv once every fold is there
+         runs/<name>/fold<k>/: last, best[, ema, swa, snapshot1..n].safetensors, oof.parquet, log.csv, and
+         manifest.json (last: "done"); runs/ledger.csv once every fold is there
+
+--fold all-data trains on every row, for test predictions alone (runs/<name>/all-data/). seed=1..3 trains three runs,
+<name>-seed1 to -seed3: a seed ensemble for stack.py.
 """
 
 import argparse
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 import competition
 from kfold import artifacts
 from kfold.artifacts import Workspace
 from kfold.config import Competition, Config, difference, load_competition, load_config
-from kfold.data.augment import eval_transform, train_transform
 from kfold.data.folds import Folds, read_folds, take_rows
-from kfold.data.images import image_path
-from kfold.data.loader import EpochOrder, Images, make_loader
 from kfold.data.targets import Targets
 from kfold.errors import UserError, run_stage
 from kfold.files import atomic_write, file_sha256, locked
 from kfold.intervals import score_folds
 from kfold.ledger import record_run
 from kfold.metrics import Metric
-from kfold.model.build import build_model, input_statistics, refuse_unknown_backbone
+from kfold.model.build import refuse_unknown_backbone
 from kfold.model.weights import ModelCard, weights_to_bytes
 from kfold.predictions import Predictions, write_predictions
 from kfold.report.tables import cv_table
-from kfold.seeds import seed_of
-from kfold.training.loop import Recipe, fit
+from kfold.setup import (
+    finish_averages,
+    gather_rows,
+    load_teachers,
+    make_averages,
+    make_batches,
+    make_card,
+    make_model,
+    make_recipe,
+    make_terms,
+)
+from kfold.training.loop import fit, predict_logits, same, to_target_units
 from kfold.training.losses import choose_loss
 from kfold.training.optimizers import make_optimizer
-from kfold.training.precision import choose_device, choose_precision
+from kfold.training.precision import Precision, choose_device, choose_precision
+from kfold.training.schedules import cycle_ends
 
 ROOT = Path(__file__).resolve().parent
 
@@ -53,7 +66,7 @@ def main(
     overwrite: bool = False,
     root: Path = ROOT,
 ) -> None:
-    """Train one fold ("0", "1", ...) or "all" of the experiment; folds that are done are left alone."""
+    """Train one fold ("0", "1", ...), "all" or "all-data" of the experiment; folds that are done are left alone."""
     workspace = Workspace(root)
     facts = load_competition(workspace.competition_path)
     config_path = config_path or workspace.config_path("baseline")
@@ -61,7 +74,7 @@ def main(
     run = name or config_path.stem + (f"-limit{config.limit}" if config.limit else "")
 
     folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
-    numbers = choose_folds(fold, folds)
+    numbers = choose_folds(fold, folds, config)
     if 0 < config.limit < 2 * folds.num_folds:
         raise UserError(
             f"limit={config.limit}: too few rows for {folds.num_folds} folds: take {2 * folds.num_folds} or more"
@@ -72,28 +85,41 @@ def main(
     choose_loss(config.loss, facts.task)  # a wrong choice should not touch the run's folder
     refuse_unknown_backbone(config.backbone)
 
+    artifacts.refuse_stack(workspace, run)
     artifacts.register_run(workspace, run, facts, config, numbers, overwrite)
     trained = False
     for number in numbers:
         with locked(workspace.fold_dir(run, number)):
             if artifacts.is_done(workspace, run, number, folds.stamp):
-                print(f"run {run}, fold {number}: done before (--overwrite trains it again)")
+                print(f"run {run}, {fold_name(number)}: done before (--overwrite trains it again)")
                 continue
             try:
                 train_fold(workspace, run, number, facts, config, folds, targets, metric)
             except torch.OutOfMemoryError:
-                raise UserError(f"fold {number}: the GPU's memory is full: lower batch_size or image_size") from None
+                raise UserError(
+                    f"{fold_name(number)}: the GPU's memory is full: lower batch_size or image_size"
+                ) from None
             trained = True
-    if workspace.trained_folds(run) == list(range(folds.num_folds)):
+    if numbers == [artifacts.ALL_DATA]:
+        print(f"next: python predict.py --run {run}")
+    elif workspace.trained_folds(run) == list(range(folds.num_folds)):
         summarize(workspace, run, config, folds, targets, metric, trained)
 
 
-def choose_folds(wish: str, folds: Folds) -> list[int]:
+def choose_folds(wish: str, folds: Folds, config: Config) -> list[int]:
     if wish == "all":
         return list(range(folds.num_folds))
+    if wish == "all-data":
+        if config.select == "best":
+            raise UserError("--fold all-data holds no row out, so there is no best epoch: use select=last, ema or swa")
+        return [artifacts.ALL_DATA]
     if not wish.isdecimal() or int(wish) >= folds.num_folds:
-        raise UserError(f"--fold {wish}: folds.csv has folds 0 to {folds.num_folds - 1}, or say all")
+        raise UserError(f"--fold {wish}: folds.csv has folds 0 to {folds.num_folds - 1}, or say all, or all-data")
     return [int(wish)]
+
+
+def fold_name(number: int) -> str:
+    return "all data" if number == artifacts.ALL_DATA else f"fold {number}"
 
 
 def train_fold(
@@ -106,7 +132,10 @@ def train_fold(
     targets: Targets,
     metric: Metric,
 ) -> None:
-    """Train on every fold but `number`, predict that one, and write the fold's files, the manifest last."""
+    """Train on every fold but `number`, predict that one, and write the fold's files, the manifest last.
+
+    number: ALL_DATA holds no row out and leaves no out-of-fold predictions.
+    """
     # Over 60 lines on purpose: the recipe of a fold, read top to bottom.
     started = time.perf_counter()
     device = choose_device()
@@ -114,94 +143,105 @@ def train_fold(
     loss_function = choose_loss(config.loss, facts.task)
     valid = folds.fold == number
     truth = targets.values[valid]
-    image_dir = workspace.data_path(facts, facts.train_images)
-    paths = np.array([image_path(image_dir, image_id, facts.image_suffix) for image_id in folds.ids])
-    train_batches, valid_batches = make_batches(paths, targets.values, valid, config, number, device)
+    rows = gather_rows(workspace, run, number, facts, config, folds, targets)
+    train_batches, valid_batches = make_batches(rows, config, number, device)
     print(
-        f"run {run}, fold {number}: {config.backbone} at {config.image_size} px, {(~valid).sum()} rows to train, "
-        f"{valid.sum()} to validate, {device.type}, {str(precision.dtype)[6:]} ({precision.reason})"
+        f"run {run}, {fold_name(number)}: {config.backbone} at {config.image_size} px, {rows.num_real} rows to train"
+        + (f" and {len(rows.train_paths) - rows.num_real} pseudo-labelled ones" if config.pseudo_from else "")
+        + f", {valid.sum()} to validate, {device.type}, {str(precision.dtype)[6:]} ({precision.reason})"
     )
     model = make_model(config, len(targets.names), number).to(device)
     card = make_card(model, config, facts.task, targets.names, targets.values[~valid])
     optimizer = make_optimizer(config.optimizer, model, config.lr, config.weight_decay)
-    recipe = Recipe(config.epochs, config.lr, config.schedule, config.warmup_epochs, config.seed, number)
+    averages = make_averages(model, config)
+    teachers = load_teachers(workspace, number, config, folds.stamp)
+    terms = make_terms(model, averages, teachers, rows, card, config, number, device, precision)
+    recipe = make_recipe(config, number, bool(teachers))
+    ends = cycle_ends(config.epochs, config.num_cycles) if config.schedule == "cosine_cycles" else []
 
     def score(predictions: np.ndarray) -> float:
         return metric.function(truth, predictions)
 
-    log, best, chosen = [], None, None
+    log, best, by_kind = [], None, {}  # by_kind: validation predictions of each weights file
     for result, predictions in fit(
-        model, card, optimizer, loss_function, train_batches, valid_batches, score, recipe, device, precision
-    ):
+        model, card, optimizer, loss_function, train_batches, valid_batches, score, recipe, device, precision,
+        averages, terms,
+    ):  # fmt: skip
         log.append(result)
         atomic_write(workspace.log_path(run, number), pd.DataFrame(map(asdict, log)).to_csv(index=False))
-        is_best = best is None or metric.better(result.score, best)
-        if is_best:
+        kinds = [f"snapshot{ends.index(result.epoch) + 1}"] if result.epoch in ends else []
+        if predictions is not None and (best is None or metric.better(result.score, best)):
             best = result.score
-            atomic_write(workspace.weights_path(run, number, "best"), weights_to_bytes(model, card))
-        if is_best or config.select == "last":
-            chosen = predictions
+            kinds.append("best")
+        for kind in kinds:
+            atomic_write(workspace.weights_path(run, number, kind), weights_to_bytes(model, card))
+        by_kind |= dict.fromkeys([*kinds, "last"], predictions)
+        validation = f", validation loss {result.valid_loss:.4f}, {metric.name} {result.score:.5f}"
         print(
-            f"  epoch {result.epoch}/{config.epochs}: loss {result.train_loss:.4f}, validation loss "
-            f"{result.valid_loss:.4f}, {metric.name} {result.score:.5f}, {result.images_per_second:.0f} images/s"
+            f"  epoch {result.epoch}/{config.epochs}: loss {result.train_loss:.4f}"
+            f"{'' if predictions is None else validation}, {result.images_per_second:.0f} images/s"
         )
     atomic_write(workspace.weights_path(run, number, "last"), weights_to_bytes(model, card))
+    for kind, average in finish_averages(averages, train_batches, card, recipe, device).items():
+        atomic_write(workspace.weights_path(run, number, kind), weights_to_bytes(average, card))
+        by_kind[kind] = predict_valid(average, valid_batches, card, device, precision)
 
-    weights_path = workspace.weights_path(run, number, config.select)
-    stamps = artifacts.stamps(folds.stamp, config, facts.task, file_sha256(weights_path), "none")
-    oof = Predictions(folds.ids[valid], chosen, targets.names, stamps, folds.fold[valid])
-    write_predictions(workspace.predictions_path(run, number, "oof"), oof)
+    minutes = (time.perf_counter() - started) / 60
     facts_of_fold = {
-        "run": run,
-        "trained_without_fold": number,
-        **{key: stamps[key] for key in ("fold_stamp", "config_hash", "weights_sha256", "task")},
-        "weights": weights_path.name,
+        "task": facts.task,
         "device": device.type,
         "precision": str(precision.dtype)[6:],
         "metric": metric.name,
-        "score": score(chosen),
-        "minutes": round((time.perf_counter() - started) / 60, 3),
+        "minutes": round(minutes, 3),
         "images_per_second": round(float(np.median([result.images_per_second for result in log])), 1),
+        "teachers": {name: weights_sha256 for name, (weights_sha256, _, _) in teachers.items()},
     }
-    names = ["last.safetensors", "best.safetensors", "oof.parquet", "log.csv"]
-    artifacts.write_manifest(workspace.fold_dir(run, number), facts_of_fold, names)
+    write_results(workspace, run, number, config, folds, targets, by_kind, score, facts_of_fold)
 
 
-def make_batches(
-    paths: np.ndarray, targets: np.ndarray, valid: np.ndarray, config: Config, number: int, device: torch.device
-) -> tuple[DataLoader, DataLoader]:
-    """Augmented, shuffled batches of the training rows, and plain ones of the validation rows in order."""
-    size = config.image_size
-    augment = train_transform(config.augment, size, config.hflip, config.vflip, config.rotate90)
-    train_images = Images(paths[~valid], targets[~valid], augment, size, config.seed, number)
-    valid_images = Images(paths[valid], targets[valid], eval_transform(size), size)
-    train_order = EpochOrder(len(train_images), config.batch_size, True, config.seed, number)
-    valid_order = EpochOrder(len(valid_images), 2 * config.batch_size, False)
-    return (
-        make_loader(train_images, train_order, config.num_workers, device),
-        make_loader(valid_images, valid_order, config.num_workers, device),
+def predict_valid(
+    model: nn.Module, valid_batches: DataLoader | None, card: ModelCard, device: torch.device, precision: Precision
+) -> np.ndarray | None:
+    """Predictions (N, C) of the held-out rows; None where none are held out."""
+    if valid_batches is None:
+        return None
+    return to_target_units(predict_logits(model, valid_batches, [same], card, device, precision)[0], card).numpy()
+
+
+def write_results(
+    workspace: Workspace,
+    run: str,
+    number: int,
+    config: Config,
+    folds: Folds,
+    targets: Targets,
+    by_kind: dict[str, np.ndarray | None],
+    score: Callable[[np.ndarray], float],
+    facts_of_fold: dict,
+) -> None:
+    """oof.parquet from the selected weights, and the manifest of all files."""
+    folder, valid = workspace.fold_dir(run, number), folds.fold == number
+    kinds = (
+        [kind for kind in by_kind if kind.startswith("snapshot")] if config.select == "snapshots" else [config.select]
     )
-
-
-def make_model(config: Config, num_outputs: int, number: int) -> torch.nn.Module:
-    """The network with its initial weights: the same for the same seed and fold."""
-    torch.manual_seed(seed_of(config.seed, number, "initial weights"))
-    return build_model(
-        config.backbone, num_outputs, config.image_size, config.drop_rate, config.pretrained, config.pretrained_path
-    )
-
-
-def make_card(
-    model: torch.nn.Module, config: Config, task: str, names: tuple[str, ...], values: np.ndarray
-) -> ModelCard:
-    """What predict.py must know of the model; offset and scale standardise regression targets by the training rows."""
-    mean, std = input_statistics(model)
-    offset, scale = np.zeros(len(names)), np.ones(len(names))
-    if task == "regression":
-        offset, scale = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-6)
-    return ModelCard(
-        config.backbone, config.image_size, task, names, mean, std, tuple(map(float, offset)), tuple(map(float, scale))
-    )
+    weights_names = {kind: workspace.weights_path(run, number, kind).name for kind in by_kind}
+    names = [*weights_names.values(), workspace.log_path(run, number).name]
+    if config.pseudo_from:
+        names.append(workspace.pseudo_path(run, number).name)
+    shares = {weights_names[kind]: 1 / len(kinds) for kind in kinds}
+    hashes = {name: {"sha256": file_sha256(folder / name)} for name in shares}
+    task, weights_sha256 = facts_of_fold["task"], artifacts.mix_sha256(shares, hashes)
+    stamps = artifacts.stamps(folds.stamp, config, task, weights_sha256, config.select, "none")
+    origin = {key: stamps[key] for key in ("fold_stamp", "config_hash", "weights_sha256")}
+    result: dict = {"trained_without_fold": None, "score": None}
+    if number != artifacts.ALL_DATA:
+        chosen = np.mean([by_kind[kind] for kind in kinds], axis=0, dtype=np.float64).astype(np.float32)
+        oof = Predictions(folds.ids[valid], chosen, targets.names, stamps, folds.fold[valid])
+        write_predictions(workspace.predictions_path(run, number, "oof"), oof)
+        names.append("oof.parquet")
+        result = {"trained_without_fold": number, "score": score(chosen)}
+    facts_of_fold = {"run": run, **result, **origin, "kind": config.select, "weights": shares, **facts_of_fold}
+    artifacts.write_manifest(folder, facts_of_fold, names)
 
 
 def summarize(
@@ -214,7 +254,8 @@ def summarize(
         return
     oof = artifacts.read_oof(workspace, run, folds.ids, folds.fold, folds.stamp)
     scores = score_folds(metric, targets.values, oof.aligned_to(folds.ids), folds.fold, folds.group_or_none)
-    print(f"\nrun {run}, out of fold, tta={oof.stamps['tta']}:\n{cv_table(metric.name, scores)}")
+    origin = f"weights={oof.stamps['weights']}, tta={oof.stamps['tta']}"
+    print(f"\nrun {run}, out of fold, {origin}:\n{cv_table(metric.name, scores)}")
     if config.select == "best":
         print("  optimistic: select=best chose the epoch on the fold that it is scored on; select=last does not")
     if trained:
@@ -238,7 +279,7 @@ def summarize(
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fold", default="all", help="a fold number, or all (default)")
+    parser.add_argument("--fold", default="all", help="a fold number, all (default), or all-data")
     parser.add_argument("--config", type=Path, help="an experiment (default: configs/baseline.yaml)")
     parser.add_argument("--name", default="", help="name of the run (default: the config's file name)")
     parser.add_argument("--limit", type=int, help="a trial run on this many rows, named <name>-limit<N>")
@@ -247,7 +288,24 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
+def seed_runs(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """`seed=1..3` makes three runs: for each, what its name ends in, and its words."""
+    ranges = [match for word in words if (match := re.fullmatch(r"seed=(\d+)\.\.(\d+)", word))]
+    if not ranges:
+        return [("", list(words))]
+    others = [word for word in words if word != ranges[0][0]]
+    first, last = map(int, ranges[0].groups())
+    return [(f"-seed{seed}", [*others, f"seed={seed}"]) for seed in range(first, last + 1)]
+
+
 if __name__ == "__main__":
     arguments = parse_arguments()
     words = arguments.overrides + ([f"limit={arguments.limit}"] if arguments.limit is not None else [])
-    run_stage(lambda: main(arguments.fold, arguments.config, words, arguments.name, arguments.overwrite))
+
+    def main_of_each_seed() -> None:
+        for ending, its_words in seed_runs(words):
+            base = arguments.name or (arguments.config.stem if arguments.config else "baseline")
+            name = base + ending if ending else arguments.name
+            main(arguments.fold, arguments.config, its_words, name, arguments.overwrite)
+
+    run_stage(main_of_each_seed)

@@ -100,12 +100,37 @@ class Config(Settings):
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(3e-4, gt=0)  # peak learning rate
     weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine_cycles", "constant"] = "cosine"
+    num_cycles: int = Field(1, ge=1)  # of cosine_cycles, equally long; each ends in a snapshot<n>.safetensors
+    min_lr: float = Field(1e-6, ge=0)  # where a cosine ends
     warmup_epochs: float = Field(1.0, ge=0)  # linear; may be a fraction; at most half of the run
     loss: Literal["auto", "cross_entropy", "binary_cross_entropy", "mse", "smooth_l1"] = "auto"  # auto: by task
-    select: Literal["last", "best"] = (
+    select: Literal["last", "best", "ema", "swa", "snapshots"] = (
         "last"  # weights to predict with; best is optimistic: chosen on the validation fold
     )
+
+    # Averaging of weights; see kfold/training/averaging.py
+    ema_decay: float = Field(0.0, ge=0, lt=1)  # moving average over steps, with warm-up; 0: off; usual 0.99 to 0.9998
+    swa_from_epoch: int = Field(0, ge=0)  # equal mean of the weights at the end of this epoch and later ones; 0: off
+
+    # Pseudo-labels: fold k trains on test rows that only models without fold k labelled; see pseudo_label.py
+    pseudo_from: Annotated[tuple[str, ...], Field(strict=False)] = ()  # teacher runs; their mean labels; empty: none
+    pseudo_threshold: float = Field(0.9, ge=0, le=1)  # least confidence of a row that is taken
+    pseudo_top_share: float = Field(0.0, ge=0, le=1)  # instead: this share of each class, the surest rows; 0: threshold
+    pseudo_per_class: int = Field(0, ge=0)  # rows of one class at most, the surest; 0: no limit
+    pseudo_targets: Literal["hard", "soft"] = "hard"  # the likeliest class, or the teachers' probabilities
+    pseudo_weight: float = Field(1.0, gt=0, le=1)  # of a pseudo row in the loss; a real row has 1
+    pseudo_ratio: float = Field(1.0, gt=0)  # pseudo rows for each real row in an epoch, at most
+    cooldown_epochs: int = Field(0, ge=0)  # last epochs, on real labels only
+
+    # Distillation: the loss also pulls towards fold k's own models of other runs
+    distill_from: Annotated[tuple[str, ...], Field(strict=False)] = ()  # teacher runs; empty: off
+    distill_weight: float = Field(0.5, gt=0, le=1)  # of the teachers in the loss; the labels have the rest
+    distill_temperature: float = Field(2.0, gt=0)  # softens both sides; regression ignores it
+
+    # Mean teacher: agree with the own EMA on test images without labels
+    consistency_weight: float = Field(0.0, ge=0)  # 0: off; needs ema_decay
+    consistency_rampup_epochs: float = Field(2.0, ge=0)  # until the full weight
 
     # Machine
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: by device, reason printed
@@ -118,6 +143,27 @@ class Config(Settings):
     def check_choices(self) -> "Config":
         if self.pretrained_path and not self.pretrained:
             raise ValueError("pretrained_path is given but pretrained is false: drop one of them")
+        if self.num_cycles > 1 and self.schedule != "cosine_cycles":
+            raise ValueError(f"num_cycles={self.num_cycles} needs schedule=cosine_cycles, not {self.schedule}")
+        if self.num_cycles > self.epochs:
+            raise ValueError(f"num_cycles={self.num_cycles}: more cycles than epochs ({self.epochs})")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}")
+        if self.swa_from_epoch > self.epochs:
+            raise ValueError(f"swa_from_epoch={self.swa_from_epoch} comes after the last epoch ({self.epochs})")
+        for kind, is_made, remedy in (
+            ("ema", self.ema_decay, "ema_decay=0.999"),
+            ("swa", self.swa_from_epoch, "swa_from_epoch=<epoch>"),
+            ("snapshots", self.schedule == "cosine_cycles", "schedule=cosine_cycles"),
+        ):
+            if self.select == kind and not is_made:
+                raise ValueError(f"select={kind} needs {remedy}")
+        if self.consistency_weight and not self.ema_decay:
+            raise ValueError("consistency_weight needs ema_decay: its teacher is the moving average")
+        if self.cooldown_epochs and not self.pseudo_from:
+            raise ValueError("cooldown_epochs needs pseudo-labels (pseudo_from): without them every epoch is real")
+        if self.cooldown_epochs >= self.epochs:
+            raise ValueError(f"cooldown_epochs={self.cooldown_epochs} must be fewer than epochs={self.epochs}")
         return self
 
 

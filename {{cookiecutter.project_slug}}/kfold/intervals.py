@@ -1,6 +1,6 @@
 """The noise of a score: bootstrap intervals on the rows, or groups, that it was measured on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,28 @@ def paired_difference(
         for rows in resamples(len(targets), groups, seed)
     ]
     return (score(targets, predictions_a) - score(targets, predictions_b), *percentiles(differences))
+
+
+def is_gain(metric: Metric, difference: tuple[float, float, float]) -> bool:
+    """Whether a paired difference (value, low, high) is a gain beyond noise: its whole interval is on the good side."""
+    _, low, high = difference
+    return low > 0 if metric.greater_is_better else high < 0
+
+
+def simplest_within_noise(
+    metric: Metric, targets: np.ndarray, candidates: Mapping[str, np.ndarray], groups: np.ndarray | None = None
+) -> str:
+    """The name of the first candidate, in order of simplicity, that the best one does not beat beyond noise."""
+    scores = {name: metric.function(targets, predictions) for name, predictions in candidates.items()}
+    best = next(iter(scores))
+    for name in scores:
+        best = name if metric.better(scores[name], scores[best]) else best
+    for name, predictions in candidates.items():
+        if name == best or not is_gain(
+            metric, paired_difference(metric, targets, candidates[best], predictions, groups)
+        ):
+            return name
+    return best
 
 
 def percentiles(scores: list[float]) -> tuple[float, float]:

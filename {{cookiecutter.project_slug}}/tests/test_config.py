@@ -233,6 +233,8 @@ TEXT |= st.sampled_from(["1e-3", "1e5", "no", "010", "7", ".5", "null", "~", "tr
 def any_value(annotation: object) -> st.SearchStrategy:
     if typing.get_origin(annotation) is typing.Literal:
         return st.sampled_from(typing.get_args(annotation))
+    if typing.get_origin(annotation) is tuple:
+        return st.lists(TEXT, max_size=3).map(tuple)
     return {str: TEXT, int: st.integers(0, 30), float: st.floats(0, 1), bool: st.booleans()}[annotation]
 
 
@@ -260,6 +262,26 @@ def written(settings: Settings, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "written.yaml"
     path.write_bytes(settings_to_yaml(settings).encode())
     return path
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ({"num_cycles": 2}, "needs schedule=cosine_cycles"),
+        ({"num_cycles": 11, "schedule": "cosine_cycles"}, "more cycles than epochs"),
+        ({"min_lr": 0.1}, "above lr"),
+        ({"swa_from_epoch": 11}, "after the last epoch"),
+        ({"select": "ema"}, "select=ema needs ema_decay"),
+        ({"select": "swa"}, "select=swa needs swa_from_epoch"),
+        ({"select": "snapshots"}, "select=snapshots needs schedule=cosine_cycles"),
+        ({"consistency_weight": 1.0}, "needs ema_decay"),
+        ({"cooldown_epochs": 1}, "needs pseudo-labels"),
+        ({"cooldown_epochs": 10, "pseudo_from": ["a"]}, "fewer than epochs"),
+    ],
+)
+def test_a_contradiction_is_refused_with_its_reason(words, reason):
+    (problem,) = problems_of(build_settings, Config, words, "drawn")
+    assert reason in problem
 
 
 def test_the_hash_follows_what_training_depends_on_and_nothing_else():

@@ -6,9 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kfold.data.augment import AUGMENTS, apply, eval_transform, train_transform
-from kfold.data.loader import EpochOrder, Images, make_loader
+from kfold.data.loader import EpochOrder, Images, make_loader, mixed_rows
 
 CPU = torch.device("cpu")
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -103,6 +105,40 @@ def test_an_unshuffled_pass_has_every_row_once_in_order():
 
 def test_fewer_rows_than_a_batch_still_make_one_batch():
     assert [len(batch) for batch in EpochOrder(3, 8, True)] == [3]
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 40), st.integers(0, 60), st.floats(0.1, 3), st.integers(1, 4))
+def test_a_mixed_epoch_has_every_real_row_and_pseudo_rows_at_the_ratio(num_real, num_pseudo, ratio, num_mixed_epochs):
+    rows_of = mixed_rows(num_real, num_pseudo, ratio, num_mixed_epochs, seed=0, fold=1)
+    for epoch in range(num_mixed_epochs + 2):
+        rows = rows_of(epoch)
+        assert len(set(rows)) == len(rows)
+        assert set(range(num_real)) <= set(rows)
+        num_wanted = min(num_pseudo, round(ratio * num_real)) if epoch < num_mixed_epochs else 0
+        assert len(rows) == num_real + num_wanted
+        assert rows.max() < num_real + num_pseudo
+
+
+def test_pseudo_rows_are_drawn_anew_each_epoch():
+    rows_of = mixed_rows(10, 100, 1.0, 5, seed=0, fold=1)
+    assert set(rows_of(0)) != set(rows_of(1))
+    assert np.array_equal(rows_of(1), rows_of(1))
+
+
+def test_an_order_follows_the_rows_of_each_epoch():
+    order = EpochOrder(30, 4, True, rows_of=mixed_rows(10, 20, 2.0, 1, seed=0, fold=0))
+    assert [order.num_batches(epoch) for epoch in (0, 1)] == [7, 2]
+    order.epoch = 1
+    assert all(row < 10 for batch in order for _, row in batch)
+
+
+def test_weights_travel_with_their_rows(image_paths):
+    weights = np.arange(len(image_paths), dtype=np.float32)[:, None]
+    images = Images(image_paths, weights, eval_transform(24), 24, weights=weights / 10)
+    batch = images.__getitems__([(0, 5), (0, 2)])
+    assert batch.weights.tolist() == [[0.5], [pytest.approx(0.2)]]
+    assert make_images(image_paths).__getitems__([(0, 0)]).weights.eq(1).all()
 
 
 def test_an_unreadable_image_is_black_and_reported_not_raised(image_paths, tmp_path):

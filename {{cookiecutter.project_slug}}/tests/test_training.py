@@ -1,8 +1,8 @@
-import math
-
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from kfold.data.augment import eval_transform
@@ -11,10 +11,10 @@ from kfold.errors import UserError
 from kfold.model.weights import ModelCard
 from kfold.seeds import seed_of
 from kfold.training.loop import Recipe, fit, predict_logits, same, standardized, to_target_units
-from kfold.training.losses import LOSSES_OF_TASK, choose_loss, to_probabilities
+from kfold.training.losses import LOSSES_OF_TASK, choose_loss, to_probabilities, weighted_mean
 from kfold.training.optimizers import OPTIMIZERS, make_optimizer
 from kfold.training.precision import Precision, choose_precision
-from kfold.training.schedules import lr_factor
+from kfold.training.schedules import SCHEDULES, cycle_ends, learning_rate
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision(torch.float32, "test")
@@ -43,16 +43,34 @@ def test_a_seed_is_the_same_on_every_machine():
 # Schedules
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_warmup_rises_linearly_to_the_peak(schedule):
-    assert [lr_factor(schedule, step, 20, 4) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [learning_rate(schedule, step, [20], 4, 2.0) for step in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
 
 
-def test_cosine_is_half_way_down_in_the_middle_and_near_zero_at_the_end():
-    assert lr_factor("cosine", 50, 100, 0) == pytest.approx(0.5)
-    assert lr_factor("cosine", 99, 100, 0) == pytest.approx((1 + math.cos(math.pi * 0.99)) / 2)
-    factors = [lr_factor("cosine", step, 100, 10) for step in range(10, 100)]
-    assert factors == sorted(factors, reverse=True)
+def test_cosine_is_half_way_down_in_the_middle_and_falls_all_the_way_to_the_least_rate():
+    rates = [learning_rate("cosine", step, [101], 0, 1.0, 0.2) for step in range(101)]
+    assert rates[50] == pytest.approx(0.6)
+    assert (rates[0], rates[100]) == (1.0, pytest.approx(0.2))
+    assert rates == sorted(rates, reverse=True)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 30), st.data(), st.integers(2, 9), st.integers(0, 6))
+def test_each_cycle_starts_at_the_peak_falls_and_ends_at_the_least_rate(epochs, data, num_batches, num_warmup):
+    num_cycles = data.draw(st.integers(1, epochs))
+    ends = cycle_ends(epochs, num_cycles)
+    assert ends[-1] == epochs
+    assert len(set(ends)) == num_cycles
+    lengths = np.diff([0, *ends])
+    assert lengths.max() - lengths.min() <= 1
+    steps = [end * num_batches for end in ends]
+    num_warmup = min(num_warmup, steps[0] // 2)
+    rates = [learning_rate("cosine_cycles", step, steps, num_warmup, 0.1, 1e-6) for step in range(steps[-1])]
+    for start, end in zip([num_warmup, *steps[:-1]], steps, strict=True):
+        assert rates[end - 1] == pytest.approx(1e-6 if end - start > 1 else 0.1)
+        assert rates[start] == pytest.approx(0.1)
+        assert rates[start:end] == sorted(rates[start:end], reverse=True)
 
 
 # Losses
@@ -69,9 +87,27 @@ def test_auto_is_the_first_fitting_loss_and_a_loss_of_another_task_is_refused(ta
 def test_cross_entropy_of_one_hot_targets_is_minus_log_of_the_true_class():
     logits, truth = torch.randn(5, 3), torch.tensor([0, 2, 1, 1, 0])
     expected = -to_probabilities(logits, "multiclass")[torch.arange(5), truth].log().mean()
-    assert choose_loss("auto", "multiclass")(logits, nn.functional.one_hot(truth).float()) == pytest.approx(
-        expected.item()
-    )
+    losses = choose_loss("auto", "multiclass")(logits, nn.functional.one_hot(truth).float())
+    assert losses.shape == (5, 1)
+    assert losses.mean() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("task", LOSSES_OF_TASK)
+def test_a_weight_of_zero_leaves_a_row_out_and_a_weight_of_two_counts_it_twice(task):
+    loss, logits, targets = choose_loss("auto", task), torch.randn(4, 3), torch.rand(4, 3).softmax(1)
+    weights = torch.tensor([[1.0], [0.0], [2.0], [1.0]]).expand(4, 3)
+    rows = [0, 2, 2, 3]
+    expected = loss(logits[rows], targets[rows]).mean()
+    assert weighted_mean(loss(logits, targets), weights) == pytest.approx(expected.item(), rel=1e-5)
+    assert weighted_mean(loss(logits, targets), torch.zeros(4, 3)) == 0
+
+
+def test_weights_of_single_labels_leave_out_single_cells():
+    logits, targets = torch.randn(2, 2), torch.rand(2, 2)
+    losses = choose_loss("auto", "multilabel")(logits, targets)
+    weights = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    expected = (losses[0, 0] + losses[1, 0] + losses[1, 1]) / 3
+    assert weighted_mean(losses, weights) == pytest.approx(expected.item())
 
 
 def test_multiclass_probabilities_sum_to_one_over_the_last_axis_and_others_stay_independent():
@@ -137,7 +173,7 @@ def image_paths(tmp_path_factory):
     return [folder / f"{number}.png" for number in range(40)]
 
 
-def run_fit(paths, task, targets, epochs=6, seed=0, offset=0.0, scale=1.0, before=lambda: None):
+def run_fit(paths, task, targets, epochs=6, seed=0, offset=0.0, scale=1.0, before=lambda: None, validate=True):
     torch.manual_seed(seed)
     model = Brightness(targets.shape[1])
     before()
@@ -146,10 +182,10 @@ def run_fit(paths, task, targets, epochs=6, seed=0, offset=0.0, scale=1.0, befor
     valid = make_loader(images, EpochOrder(len(paths), 16, False), 0, CPU)
     card = make_card(task, targets.shape[1], offset, scale)
     optimizer = make_optimizer("adam", model, 0.1, 0.0)
-    recipe = Recipe(epochs, 0.1, "cosine", 1.0, seed, 0)
+    recipe = Recipe(epochs, 0.1, 0.0, "cosine", 1, 1.0, seed, 0)
     loss = choose_loss("auto", task)
     score = lambda predictions: float(predictions.mean())  # noqa: E731
-    history = list(fit(model, card, optimizer, loss, train, valid, score, recipe, CPU, FLOAT32))
+    history = list(fit(model, card, optimizer, loss, train, valid if validate else None, score, recipe, CPU, FLOAT32))
     return model, card, history
 
 
@@ -173,6 +209,14 @@ def test_a_run_does_not_depend_on_torchs_generator_at_its_start(image_paths):
     first, _, _ = run_fit(image_paths, "multiclass", targets, 2)
     second, _, _ = run_fit(image_paths, "multiclass", targets, 2, before=lambda: torch.manual_seed(99))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_the_full_data_fit_is_the_same_training_without_predictions(image_paths):
+    targets = np.eye(2, dtype=np.float32)[np.arange(40) % 2]
+    first, _, _ = run_fit(image_paths, "multiclass", targets, 2)
+    second, _, history = run_fit(image_paths, "multiclass", targets, 2, validate=False)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(predictions is None and np.isnan(result.score) for result, predictions in history)
 
 
 def test_predictions_do_not_depend_on_batches_and_keep_the_row_order(image_paths):
@@ -208,7 +252,13 @@ def test_a_loss_that_is_not_finite_stops_with_a_remedy(image_paths):
 
 
 def test_a_problem_in_prediction_is_handed_over_where_a_handler_is_given():
-    batch = Batch(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), torch.zeros(1, 0), torch.tensor([0]), [(0, "cut off")])
+    batch = Batch(
+        torch.zeros(1, 8, 8, 3, dtype=torch.uint8),
+        torch.zeros(1, 0),
+        torch.zeros(1, 0),
+        torch.tensor([0]),
+        [(0, "cut off")],
+    )
     seen = {}
     predict_logits(Brightness(2), [batch], [same], make_card(), CPU, FLOAT32, on_problem=seen.__setitem__)
     assert seen == {0: "cut off"}

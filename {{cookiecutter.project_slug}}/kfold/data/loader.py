@@ -1,6 +1,6 @@
 """Batches of uint8 images in an order and with an augmentation that depend on (seed, fold, epoch, sample) alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +17,14 @@ from kfold.seeds import seed_of
 class Batch(NamedTuple):
     images: torch.Tensor  # (B, size, size, 3) uint8
     targets: torch.Tensor  # (B, C) float32; C = 0 where there are none
+    weights: torch.Tensor  # (B, C) float32: of each target in the loss
     indices: torch.Tensor  # (B,) int64: rows of the data set
     problems: list[tuple[int, str]]  # (row, reason) of files that cannot be read; their image is black
 
 
 class Images(Dataset):
-    """Image files with targets. A key is (epoch, row): the epoch varies the augmentation."""
+    """Image files with targets (N, C) and their weights (N, C; default 1). A key is (epoch, row): the epoch varies the
+    augmentation."""
 
     def __init__(
         self,
@@ -32,10 +34,12 @@ class Images(Dataset):
         size: int,
         seed: int = 0,
         fold: int = 0,
+        weights: np.ndarray | None = None,
     ):
         # One array of text, not a list: reading list items in workers copies their memory pages (PyTorch issue 13246).
         self.paths = np.array([str(path) for path in paths])
         self.targets = torch.from_numpy(np.ascontiguousarray(targets, np.float32))
+        self.weights = torch.ones_like(self.targets) if weights is None else torch.from_numpy(weights)
         self.transform, self.size, self.seed, self.fold = transform, size, seed, fold
 
     def __len__(self) -> int:
@@ -52,31 +56,62 @@ class Images(Dataset):
                 continue
             images[position] = apply(self.transform, image, seed_of(self.seed, self.fold, epoch, row))
         indices = torch.tensor([row for _, row in keys])
-        return Batch(torch.from_numpy(images), self.targets[indices], indices, problems)
+        return Batch(torch.from_numpy(images), self.targets[indices], self.weights[indices], indices, problems)
 
 
 class EpochOrder(Sampler):
     """Batches of (epoch, row) keys. Set `epoch` (and `start`, the first batch) before iterating.
 
     Shuffled orders leave out the incomplete last batch, other rows each epoch; BatchNorm cannot train on a single row.
+    rows_of: the rows (n,) of an epoch; by default all.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, shuffle: bool, seed: int = 0, fold: int = 0):
-        self.num_rows, self.batch_size, self.shuffle, self.seed, self.fold = num_rows, batch_size, shuffle, seed, fold
+    def __init__(
+        self,
+        num_rows: int,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        fold: int = 0,
+        rows_of: Callable[[int], np.ndarray] | None = None,
+    ):
+        self.batch_size, self.shuffle, self.seed, self.fold = batch_size, shuffle, seed, fold
+        self.rows_of = rows_of or (lambda epoch: np.arange(num_rows))
         self.epoch = self.start = 0
 
+    def num_batches(self, epoch: int) -> int:
+        num_rows = len(self.rows_of(epoch))
+        return max(1, num_rows // self.batch_size) if self.shuffle else -(-num_rows // self.batch_size)
+
     def __len__(self) -> int:
-        if self.shuffle:
-            return max(1, self.num_rows // self.batch_size)
-        return -(-self.num_rows // self.batch_size)
+        return self.num_batches(self.epoch)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.arange(self.num_rows)
+        epoch, order = self.epoch, self.rows_of(self.epoch)
         if self.shuffle:
-            order = np.random.default_rng(seed_of(self.seed, self.fold, self.epoch, "order")).permutation(order)
-        for batch in range(self.start, len(self)):
+            order = np.random.default_rng(seed_of(self.seed, self.fold, epoch, "order")).permutation(order)
+        for batch in range(self.start, self.num_batches(epoch)):
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, int(row)) for row in rows]
+            yield [(epoch, int(row)) for row in rows]
+
+
+def mixed_rows(
+    num_real: int, num_pseudo: int, ratio: float, num_mixed_epochs: int, seed: int, fold: int
+) -> Callable[[int], np.ndarray]:
+    """Rows of an epoch: all real ones (0 to num_real - 1), then `ratio` pseudo ones for each, where there are as many.
+
+    They are drawn anew each epoch. From epoch `num_mixed_epochs` on (counted from 0): real rows only, the cool-down.
+    """
+    count = min(num_pseudo, round(ratio * num_real))
+
+    def rows_of(epoch: int) -> np.ndarray:
+        real = np.arange(num_real)
+        if epoch >= num_mixed_epochs:
+            return real
+        drawn = np.random.default_rng(seed_of(seed, fold, epoch, "pseudo")).permutation(num_pseudo)[:count]
+        return np.concatenate([real, num_real + np.sort(drawn)])
+
+    return rows_of
 
 
 def as_is(batch: Batch) -> Batch:

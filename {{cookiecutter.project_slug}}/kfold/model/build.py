@@ -57,7 +57,7 @@ def build_backbone(
     backbone: str, num_outputs: int, image_size: int, drop_rate: float, pretrained: bool, pretrained_path: str
 ) -> nn.Module:
     options: dict = {"num_classes": num_outputs, "drop_rate": drop_rate}
-    if timm.get_pretrained_cfg(backbone, allow_unregistered=True).fixed_input_size:
+    if has_fixed_input(backbone):
         options["img_size"] = image_size  # transformers: position embeddings are resampled to it
     if pretrained_path:
         refuse_unfit_weights(backbone, pretrained_path)
@@ -79,6 +79,11 @@ def build_backbone(
             f"pretrained weights of {backbone} cannot be downloaded ({reason}): use pretrained_path=FILE with local "
             f"weights, pretrained=false to train from scratch, or a machine with internet once"
         ) from None
+
+
+def has_fixed_input(backbone: str) -> bool:
+    """Whether the backbone takes images of one size only (transformers)."""
+    return bool(timm.get_pretrained_cfg(backbone, allow_unregistered=True).fixed_input_size)
 
 
 def hub_answers(seconds: float = 5) -> bool:

@@ -1,1 +1,5 @@
-"""Training: precision, losses, optimizers, schedules, and the loop that uses them."""
+"""Training, in the order of use.
+
+precision, losses, optimizers, schedules; averaging: EMA and SWA; objectives: distillation and the mean teacher; loop:
+the training loop of a fold, and the prediction loop.
+"""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -14,9 +15,10 @@ from kfold.data.loader import Batch, EpochOrder
 from kfold.errors import UserError
 from kfold.model.weights import ModelCard, normalize
 from kfold.seeds import seed_of
-from kfold.training.losses import Loss, to_probabilities
-from kfold.training.precision import Precision
-from kfold.training.schedules import lr_factor
+from kfold.training.losses import Loss, to_probabilities, weighted_mean
+from kfold.training.objectives import Step, Term
+from kfold.training.precision import Precision, autocast
+from kfold.training.schedules import cycle_ends, learning_rate
 
 View = Callable[[torch.Tensor], torch.Tensor]
 
@@ -27,10 +29,22 @@ class Recipe:
 
     epochs: int
     peak_lr: float
+    min_lr: float
     schedule: str
+    num_cycles: int
     warmup_epochs: float
     seed: int
     fold: int
+    label_weight: float = 1.0  # of the supervised loss, beside `terms`
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Copies of the model that are averaged along the way; None: not wanted."""
+
+    ema: AveragedModel | None = None
+    swa: AveragedModel | None = None
+    swa_from_epoch: int = 0  # from 1
 
 
 @dataclass(frozen=True)
@@ -39,8 +53,8 @@ class EpochResult:
 
     epoch: int  # from 1
     train_loss: float
-    valid_loss: float
-    score: float  # the metric on the validation fold
+    valid_loss: float  # NaN without validation rows
+    score: float  # the metric on the validation fold; NaN without
     lr: float  # at the last step
     seconds: float  # training and validation
     images_per_second: float  # training only
@@ -52,74 +66,99 @@ def fit(
     optimizer: torch.optim.Optimizer,
     loss_function: Loss,
     train_batches: DataLoader,
-    valid_batches: DataLoader,
+    valid_batches: DataLoader | None,
     score: Callable[[np.ndarray], float],
     recipe: Recipe,
     device: torch.device,
     precision: Precision,
-) -> Iterator[tuple[EpochResult, np.ndarray]]:
+    averages: Averages = Averages(),
+    terms: Sequence[Term] = (),
+) -> Iterator[tuple[EpochResult, np.ndarray | None]]:
     """Train `model` in place; after each epoch comes its result and its validation predictions (N, C) in row order.
 
-    Targets of regression are standardised with the card's offset and scale. Raises UserError on a loss that is not
-    finite and on an image that cannot be read.
+    Without `valid_batches` (the full-data fit) the predictions are None. terms: what joins the supervised loss. Targets
+    of regression are standardised with the card's offset and scale. Raises UserError on a loss that is not finite and
+    on an image that cannot be read.
     """
+    # Over 60 lines on purpose: the training loop, read top to bottom.
     order: EpochOrder = train_batches.batch_sampler
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
-    num_steps = recipe.epochs * len(order)
-    num_warmup_steps = min(round(recipe.warmup_epochs * len(order)), num_steps // 2)
+    first_steps = np.cumsum([0] + [order.num_batches(epoch) for epoch in range(recipe.epochs)])
+    cycles = cycle_ends(recipe.epochs, recipe.num_cycles)
+    num_warmup_steps = min(round(recipe.warmup_epochs * first_steps[1]), int(first_steps[cycles[0]]) // 2)
 
     for epoch in range(recipe.epochs):
         started = time.perf_counter()
         order.epoch = epoch
         total_loss, num_images = torch.zeros((), device=device), 0
         model.train()
-        title = f"fold {recipe.fold} epoch {epoch + 1}/{recipe.epochs}"
+        where = f"fold {recipe.fold}" if recipe.fold >= 0 else "all data"
+        title = f"{where} epoch {epoch + 1}/{recipe.epochs}"
         bar = tqdm(train_batches, desc=title, disable=None, leave=False)
         for batch_number, batch in enumerate(bar):
             refuse_unreadable(batch)
-            step = epoch * len(order) + batch_number
-            lr = recipe.peak_lr * lr_factor(recipe.schedule, step, num_steps, num_warmup_steps)
+            step = first_steps[epoch] + batch_number
+            lr = learning_rate(
+                recipe.schedule, step, first_steps[cycles], num_warmup_steps, recipe.peak_lr, recipe.min_lr
+            )
             # Dropout and drop path draw from torch's generator: seeded a batch, they do not depend on what ran before.
             torch.manual_seed(seed_of(recipe.seed, recipe.fold, epoch, batch_number, "batch"))
-            loss = train_step(model, card, optimizer, loss_function, batch, lr, scaler, device, precision)
+            objective = Objective(loss_function, recipe.label_weight, terms, epoch + batch_number / len(bar))
+            loss = train_step(model, card, optimizer, objective, batch, lr, scaler, device, precision)
+            if averages.ema is not None:
+                averages.ema.update_parameters(model)
             total_loss += loss * len(batch.images)
             num_images += len(batch.images)
             if not bar.disable and batch_number % 10 == 0:  # reading the loss waits for the device
                 speed = num_images / (time.perf_counter() - started)
                 bar.set_postfix_str(f"loss {loss.item():.4f}, lr {lr:.1e}, {speed:.0f} images/s")
+        if averages.swa is not None and epoch + 1 >= averages.swa_from_epoch:
+            averages.swa.update_parameters(model)
         train_loss, trained_in = total_loss.item() / num_images, time.perf_counter() - started
         if not np.isfinite(train_loss):
             raise UserError(f"{title}: the loss is {train_loss}: lower lr, or try precision=float32")
 
-        logits = predict_logits(model, valid_batches, [same], card, device, precision)[0]
-        valid_loss = loss_function(logits, standardized(valid_batches.dataset.targets, card)).item()
-        predictions = to_target_units(logits, card).numpy()
-        seconds = time.perf_counter() - started
-        yield (
-            EpochResult(
-                epoch + 1, train_loss, valid_loss, score(predictions), lr, seconds, num_images / trained_in
-            ),
-            predictions,
-        )  # fmt: skip
+        predictions, valid_loss, valid_score = None, float("nan"), float("nan")
+        if valid_batches is not None:
+            logits = predict_logits(model, valid_batches, [same], card, device, precision)[0]
+            valid_loss = loss_function(logits, standardized(valid_batches.dataset.targets, card)).mean().item()
+            predictions = to_target_units(logits, card).numpy()
+            valid_score = score(predictions)
+        seconds, speed = time.perf_counter() - started, num_images / trained_in
+        yield EpochResult(epoch + 1, train_loss, valid_loss, valid_score, lr, seconds, speed), predictions
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step minimises: label_weight x the supervised loss + the terms."""
+
+    loss_function: Loss
+    label_weight: float = 1.0
+    terms: Sequence[Term] = ()
+    epochs_done: float = 0.0
 
 
 def train_step(
     model: nn.Module,
     card: ModelCard,
     optimizer: torch.optim.Optimizer,
-    loss_function: Loss,
+    objective: Objective,
     batch: Batch,
     lr: float,
     scaler: torch.amp.GradScaler,
     device: torch.device,
     precision: Precision,
 ) -> torch.Tensor:
-    """One step of the optimizer; the mean loss of the batch, still on the device."""
-    images = normalize(batch.images.to(device, non_blocking=True), card.mean, card.std)
+    """One step of the optimizer; the loss of the batch, still on the device."""
+    pixels = batch.images.to(device, non_blocking=True)
     targets = standardized(batch.targets.to(device, non_blocking=True), card)
     with autocast(device, precision):
-        logits = model(images)
-    loss = loss_function(logits.float(), targets)  # float32: half precision rounds the log of small probabilities
+        logits = model(normalize(pixels, card.mean, card.std))
+    logits = logits.float()  # losses in float32: half precision rounds the log of small probabilities
+    losses = objective.loss_function(logits, targets)
+    loss = objective.label_weight * weighted_mean(losses, batch.weights.to(device, non_blocking=True))
+    for term in objective.terms:
+        loss = loss + term(Step(pixels, logits, objective.epochs_done))
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
@@ -161,10 +200,6 @@ def predict_logits(
 def same(images: torch.Tensor) -> torch.Tensor:
     """The view that changes nothing."""
     return images
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    return torch.autocast(device.type, precision.dtype, enabled=precision.dtype != torch.float32)
 
 
 def standardized(targets: torch.Tensor, card: ModelCard) -> torch.Tensor:

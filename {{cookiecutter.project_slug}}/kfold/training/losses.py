@@ -1,6 +1,7 @@
-"""Losses: (logits (B, C) float32, targets (B, C) float32) -> scalar mean."""
+"""Losses: (logits (B, C) float32, targets (B, C) float32) -> a loss a row (B, 1), or a cell (B, C)."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -10,10 +11,11 @@ from kfold.errors import UserError
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 LOSSES: dict[str, Loss] = {
-    "cross_entropy": F.cross_entropy,  # targets are class probabilities
-    "binary_cross_entropy": F.binary_cross_entropy_with_logits,
-    "mse": F.mse_loss,
-    "smooth_l1": F.smooth_l1_loss,
+    # Targets are class probabilities.
+    "cross_entropy": lambda logits, targets: F.cross_entropy(logits, targets, reduction="none")[:, None],
+    "binary_cross_entropy": partial(F.binary_cross_entropy_with_logits, reduction="none"),
+    "mse": partial(F.mse_loss, reduction="none"),
+    "smooth_l1": partial(F.smooth_l1_loss, reduction="none"),
 }
 LOSSES_OF_TASK = {  # the first is `auto`
     "multiclass": ("cross_entropy",),
@@ -29,6 +31,15 @@ def choose_loss(name: str, task: str) -> Loss:
     if name != "auto" and name not in fitting:
         raise UserError(f"loss={name} does not fit task {task}: choose {' or '.join(fitting)}")
     return LOSSES[fitting[0] if name == "auto" else name]
+
+
+def weighted_mean(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Scalar mean of losses (B, 1 or C) with weights (B, C) of at least 0; 0 where all weights are 0.
+
+    A loss a row takes the row's first weight.
+    """
+    weights = weights[:, : losses.shape[1]]
+    return (losses * weights).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
 
 def to_probabilities(logits: torch.Tensor, task: str) -> torch.Tensor:

@@ -34,3 +34,7 @@ def choose_precision(wish: str, device: torch.device) -> Precision:
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return Precision(torch.bfloat16, f"auto: {torch.cuda.get_device_name()} has bfloat16 in hardware")
     return Precision(torch.float16, f"auto: {torch.cuda.get_device_name()} lacks bfloat16, float16 with loss scaling")
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    return torch.autocast(device.type, precision.dtype, enabled=precision.dtype != torch.float32)

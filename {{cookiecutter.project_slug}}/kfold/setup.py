@@ -1,0 +1,243 @@
+"""One fold put together from its settings, for train.py: rows, batches, model, averages, teachers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from kfold import artifacts
+from kfold.artifacts import Workspace
+from kfold.config import Competition, Config
+from kfold.data.augment import eval_transform, train_transform
+from kfold.data.folds import Folds
+from kfold.data.images import image_path
+from kfold.data.loader import EpochOrder, Images, make_loader, mixed_rows
+from kfold.data.tables import read_test_ids
+from kfold.data.targets import Targets
+from kfold.ensemble.pseudo import PseudoRows
+from kfold.ensemble.pseudo_files import read_pseudo, read_teachers, refuse_unsafe_teacher, teacher_facts
+from kfold.errors import UserError
+from kfold.model.build import build_model, input_statistics
+from kfold.model.weights import ModelCard, load_model, normalize
+from kfold.seeds import seed_of
+from kfold.training.averaging import make_ema, make_swa, refresh_batch_norm
+from kfold.training.loop import Averages, Recipe
+from kfold.training.losses import choose_loss
+from kfold.training.objectives import Term, consistency, distillation, endless_pairs
+from kfold.training.precision import Precision
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The images of a fold, with targets (N, C). Training rows: real ones first, pseudo-labelled test rows after."""
+
+    train_paths: np.ndarray
+    train_targets: np.ndarray
+    train_weights: np.ndarray  # (N, C), of each target in the loss
+    num_real: int
+    valid_paths: np.ndarray
+    valid_targets: np.ndarray
+    unlabelled_paths: np.ndarray  # test images, for the mean teacher
+
+
+def gather_rows(
+    workspace: Workspace, run: str, number: int, facts: Competition, config: Config, folds: Folds, targets: Targets
+) -> TrainingRows:
+    valid = folds.fold == number
+    train_dir, test_dir = (workspace.data_path(facts, name) for name in (facts.train_images, facts.test_images))
+    paths = np.array([image_path(train_dir, image_id, facts.image_suffix) for image_id in folds.ids])
+    train_paths, train_targets = paths[~valid], targets.values[~valid]
+    weights = np.ones_like(train_targets)
+    unlabelled = []
+    if config.pseudo_from or config.consistency_weight:
+        test_csv, sample = (workspace.data_path(facts, name) for name in (facts.test_csv, facts.sample_submission_csv))
+        test_ids = read_test_ids(test_csv, sample, facts.id_column)
+        unlabelled = [image_path(test_dir, image_id, facts.image_suffix) for image_id in test_ids]
+    if config.pseudo_from:
+        pseudo = read_pseudo_of_fold(workspace, run, number, config, facts.task, folds, targets.names, test_ids)
+        pseudo_paths = [image_path(test_dir, image_id, facts.image_suffix) for image_id in pseudo.ids]
+        train_paths = np.concatenate([train_paths, np.array(pseudo_paths, object)])
+        train_targets = np.concatenate([train_targets, pseudo.targets])
+        weights = np.concatenate([weights, config.pseudo_weight * pseudo.weights])
+    return TrainingRows(
+        train_paths,
+        train_targets,
+        weights,
+        int((~valid).sum()),
+        paths[valid],
+        targets.values[valid],
+        np.array(unlabelled),
+    )
+
+
+def read_pseudo_of_fold(
+    workspace: Workspace,
+    run: str,
+    number: int,
+    config: Config,
+    task: str,
+    folds: Folds,
+    names: tuple[str, ...],
+    test_ids: Sequence[str],
+) -> PseudoRows:
+    """The fold's pseudo-labels, after asking each teacher's manifest whether it may teach this fold."""
+    manifests = read_teachers(workspace, config.pseudo_from, number, folds.num_folds, folds.stamp)
+    teachers = [teacher_facts(manifest) for of_run in manifests.values() for manifest in of_run]
+    path = workspace.pseudo_path(run, number)
+    return read_pseudo(path, number, folds.stamp, task, names, teachers, test_ids, folds.ids)
+
+
+def make_batches(
+    rows: TrainingRows, config: Config, number: int, device: torch.device
+) -> tuple[DataLoader, DataLoader | None]:
+    """Augmented, shuffled batches of the training rows, and plain ones of the validation rows in order."""
+    size, num_pseudo = config.image_size, len(rows.train_paths) - rows.num_real
+    augment = train_transform(config.augment, size, config.hflip, config.vflip, config.rotate90)
+    train_images = Images(rows.train_paths, rows.train_targets, augment, size, config.seed, number, rows.train_weights)
+    rows_of = mixed_rows(
+        rows.num_real,
+        num_pseudo,
+        config.pseudo_ratio,
+        config.epochs - config.cooldown_epochs,
+        config.seed,
+        number,
+    )
+    train_order = EpochOrder(len(train_images), config.batch_size, True, config.seed, number, rows_of)
+    train_batches = make_loader(train_images, train_order, config.num_workers, device)
+    if not len(rows.valid_paths):
+        return train_batches, None
+    valid_images = Images(rows.valid_paths, rows.valid_targets, eval_transform(size), size)
+    valid_order = EpochOrder(len(valid_images), 2 * config.batch_size, False)
+    return train_batches, make_loader(valid_images, valid_order, config.num_workers, device)
+
+
+def make_model(config: Config, num_outputs: int, number: int) -> torch.nn.Module:
+    """The network with its initial weights: the same for the same seed and fold."""
+    torch.manual_seed(seed_of(config.seed, number, "initial weights"))
+    return build_model(
+        config.backbone, num_outputs, config.image_size, config.drop_rate, config.pretrained, config.pretrained_path
+    )
+
+
+def make_card(
+    model: torch.nn.Module, config: Config, task: str, names: tuple[str, ...], values: np.ndarray
+) -> ModelCard:
+    """What predict.py must know of the model; offset and scale standardise regression targets by the training rows."""
+    mean, std = input_statistics(model)
+    offset, scale = np.zeros(len(names)), np.ones(len(names))
+    if task == "regression":
+        offset, scale = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-6)
+    return ModelCard(
+        config.backbone, config.image_size, task, names, mean, std, tuple(map(float, offset)), tuple(map(float, scale))
+    )
+
+
+def make_recipe(config: Config, number: int, has_teachers: bool) -> Recipe:
+    return Recipe(
+        config.epochs,
+        config.lr,
+        config.min_lr,
+        config.schedule,
+        config.num_cycles,
+        config.warmup_epochs,
+        config.seed,
+        number,
+        label_weight=1 - config.distill_weight if has_teachers else 1.0,
+    )
+
+
+def make_averages(model: nn.Module, config: Config) -> Averages:
+    ema = make_ema(model, config.ema_decay) if config.ema_decay else None
+    swa = make_swa(model) if config.swa_from_epoch else None
+    return Averages(ema, swa, config.swa_from_epoch)
+
+
+def finish_averages(
+    averages: Averages, train_batches: DataLoader, card: ModelCard, recipe: Recipe, device: torch.device
+) -> dict[str, nn.Module]:
+    """The averaged models by kind; BatchNorm's statistics of the SWA are taken anew, on one more epoch of batches."""
+    finished = {}
+    if averages.ema is not None:
+        finished["ema"] = averages.ema.module
+    if averages.swa is not None:
+        train_batches.batch_sampler.epoch = recipe.epochs
+        torch.manual_seed(seed_of(recipe.seed, recipe.fold, "refresh"))  # dropout is on in that pass
+        images = (normalize(batch.images.to(device), card.mean, card.std) for batch in train_batches)
+        refresh_batch_norm(averages.swa.module, images)
+        finished["swa"] = averages.swa.module
+    return finished
+
+
+# Teachers
+
+
+def load_teachers(
+    workspace: Workspace, number: int, config: Config, fold_stamp: str
+) -> dict[str, tuple[str, nn.Module, ModelCard]]:
+    """For each run of `distill_from`: sha256 of its weights, its model of this very fold, and its card.
+
+    Out-of-fold predictions of the training rows would not do: fold j's come from a model that saw fold `number`.
+    """
+    teachers = {}
+    for run in config.distill_from:
+        folder = workspace.fold_dir(run, number)
+        manifest = artifacts.read_manifest(folder)
+        if manifest is None:
+            raise UserError(f"{folder}: distill_from names run {run}, which is not trained there: run train.py for it")
+        refuse_unsafe_teacher(manifest, run, number, fold_stamp)
+        name = max(manifest["weights"], key=manifest["weights"].get)  # of several snapshots the weightiest, or first
+        artifacts.verify_files(folder, manifest, [name])
+        model, card = load_model(folder / name)
+        teachers[run] = (manifest["files"][name]["sha256"], model, card)
+    return teachers
+
+
+def make_terms(
+    model: nn.Module,
+    averages: Averages,
+    teachers: dict[str, tuple[str, nn.Module, ModelCard]],
+    rows: TrainingRows,
+    card: ModelCard,
+    config: Config,
+    number: int,
+    device: torch.device,
+    precision: Precision,
+) -> list[Term]:
+    """What joins the supervised loss."""
+    terms: list[Term] = []
+    if teachers:
+        refuse_other_outputs(teachers, card)
+        models = [(teacher, its_card) for _, teacher, its_card in teachers.values()]
+        loss = choose_loss(config.loss, card.task)
+        weight, temperature = config.distill_weight, config.distill_temperature
+        terms.append(distillation(models, card, loss, temperature, weight, device, precision))
+    if config.consistency_weight:
+        pairs = endless_pairs(*make_unlabelled_batches(rows.unlabelled_paths, config, number, device))
+        weight, rampup_epochs = config.consistency_weight, config.consistency_rampup_epochs
+        terms.append(consistency(model, averages.ema.module, pairs, card, weight, rampup_epochs, device, precision))
+    return terms
+
+
+def refuse_other_outputs(teachers: dict[str, tuple[str, nn.Module, ModelCard]], card: ModelCard) -> None:
+    for run, (_, _, its_card) in teachers.items():
+        if (its_card.task, its_card.names) != (card.task, card.names):
+            raise UserError(f"distill_from: run {run} was trained for other targets than train.csv now gives")
+
+
+def make_unlabelled_batches(
+    paths: Sequence, config: Config, number: int, device: torch.device
+) -> tuple[DataLoader, DataLoader]:
+    """Two loaders of the same test images in the same order, augmented differently."""
+    size = config.image_size
+    augment = train_transform(config.augment, size, config.hflip, config.vflip, config.rotate90)
+    batch_size = min(config.batch_size, len(paths))
+    loaders = []
+    for side in ("student", "teacher"):
+        seed = seed_of(config.seed, "unlabelled", side)
+        images = Images(paths, np.zeros((len(paths), 0)), augment, size, seed, number)
+        order = EpochOrder(len(paths), batch_size, True, config.seed, number)
+        loaders.append(make_loader(images, order, config.num_workers, device))
+    return loaders[0], loaders[1]

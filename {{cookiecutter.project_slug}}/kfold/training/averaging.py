@@ -1,0 +1,52 @@
+"""Averages of weights along training: EMA, SWA, and the BatchNorm statistics that an average needs anew.
+
+torch.optim.swa_utils keeps the copies; what is written here is the warm-up of the EMA and the pass over training data.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+
+def make_ema(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of parameters and buffers: call `update_parameters(model)` after each step."""
+
+    @torch.no_grad()
+    def update(averages: Sequence[torch.Tensor], currents: Sequence[torch.Tensor], _: torch.Tensor) -> None:
+        kept = ema_decay(int(ema.n_averaged), decay)  # lies on the CPU: the argument would be copied from the GPU
+        for average, current in zip(averages, currents, strict=True):
+            if average.is_floating_point():
+                average.lerp_(current, 1 - kept)
+            else:
+                average.copy_(current)  # a counter has no mean
+
+    ema = AveragedModel(model, multi_avg_fn=update, use_buffers=True).requires_grad_(False)
+    return ema
+
+
+def ema_decay(num_averaged: int, decay: float) -> float:
+    """What is kept of an average of `num_averaged` steps: it grows to `decay`.
+
+    Without this warm-up a decay of 0.999 leaves a third of the random first weights after 1,000 steps. Source of the
+    ramp: tf.train.ExponentialMovingAverage, tensorflow.org.
+    """
+    return min(decay, (1 + num_averaged) / (10 + num_averaged))
+
+
+def make_swa(model: nn.Module) -> AveragedModel:
+    """The equal mean of the parameters at each `update_parameters(model)`; call `refresh_batch_norm` before use.
+
+    Source: Izmailov and others, Averaging Weights Leads to Wider Optima and Better Generalization,
+    arxiv.org/abs/1803.05407
+    """
+    return AveragedModel(model).requires_grad_(False)
+
+
+def refresh_batch_norm(model: nn.Module, images: Iterable[torch.Tensor]) -> None:
+    """Replace BatchNorm's running statistics by the mean over `images`, batches (B, 3, S, S); no-op without BatchNorm.
+
+    The mean of weights has other activations than any of the networks that it was made of.
+    """
+    update_bn(images, model)

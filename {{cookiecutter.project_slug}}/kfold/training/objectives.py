@@ -1,0 +1,144 @@
+"""Terms that join the supervised loss: distillation, and the mean teacher's consistency. Each: (Step) -> scalar."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from kfold.data.loader import EpochOrder
+from kfold.model.weights import ModelCard, normalize
+from kfold.training.losses import Loss, to_probabilities
+from kfold.training.precision import Precision, autocast
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step, after the forward pass."""
+
+    pixels: torch.Tensor  # (B, S, S, 3) uint8, on the device
+    logits: torch.Tensor  # (B, C) float32, with gradient
+    epochs_done: float  # since the start, with its fraction
+
+
+Term = Callable[[Step], torch.Tensor]
+
+
+# Knowledge distillation: Hinton, Vinyals and Dean, arxiv.org/abs/1503.02531
+
+
+def distillation(
+    teachers: Sequence[tuple[nn.Module, ModelCard]],
+    card: ModelCard,
+    loss_function: Loss,
+    temperature: float,
+    weight: float,
+    device: torch.device,
+    precision: Precision,
+) -> Term:
+    """weight x the distance from the student to the teachers' mean on the same augmented images.
+
+    Classes: Kullback-Leibler divergence of probabilities softened by the temperature T, times T squared, which keeps
+    the gradients' size. Regression: `loss_function` towards the teachers' mean value. The student has `card`.
+    """
+    for teacher, _ in teachers:
+        teacher.to(device).eval().requires_grad_(False)
+
+    def term(step: Step) -> torch.Tensor:
+        with torch.no_grad():
+            answers = [ask(teacher, its, step.pixels, device, precision) for teacher, its in teachers]
+        if card.task == "regression":
+            return weight * loss_function(step.logits, mean_value(answers, teachers, card)).mean()
+        soft = torch.stack([to_probabilities(logits / temperature, card.task) for logits in answers]).mean(dim=0)
+        return weight * temperature**2 * divergence(step.logits / temperature, soft, card.task)
+
+    return term
+
+
+def ask(
+    teacher: nn.Module, card: ModelCard, pixels: torch.Tensor, device: torch.device, precision: Precision
+) -> torch.Tensor:
+    """The teacher's logits (B, C) float32, at its own image size and input statistics."""
+    images = normalize(pixels, card.mean, card.std)
+    if images.shape[-1] != card.image_size:
+        images = F.interpolate(images, size=card.image_size, mode="bilinear", antialias=True)
+    with autocast(device, precision):
+        return teacher(images).float()
+
+
+def mean_value(
+    answers: Sequence[torch.Tensor], teachers: Sequence[tuple[nn.Module, ModelCard]], card: ModelCard
+) -> torch.Tensor:
+    """The teachers' mean prediction (B, C) in the units that the student is trained in."""
+    values = [
+        logits * logits.new_tensor(its.scale) + logits.new_tensor(its.offset)
+        for logits, (_, its) in zip(answers, teachers, strict=True)
+    ]
+    mean = torch.stack(values).mean(dim=0)
+    return (mean - mean.new_tensor(card.offset)) / mean.new_tensor(card.scale)
+
+
+def divergence(logits: torch.Tensor, probabilities: torch.Tensor, task: str) -> torch.Tensor:
+    """Mean Kullback-Leibler divergence of the student (logits (B, C)) from probabilities (B, C); 0 where they agree.
+
+    Per row for multiclass, per cell for binary and multilabel.
+    """
+    if task == "multiclass":
+        return F.kl_div(logits.log_softmax(dim=1), probabilities, reduction="batchmean")
+    entropy = F.binary_cross_entropy(probabilities, probabilities)
+    return F.binary_cross_entropy_with_logits(logits, probabilities) - entropy
+
+
+# Mean teacher: Tarvainen and Valpola, arxiv.org/abs/1703.01780
+
+
+def consistency(
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    card: ModelCard,
+    weight: float,
+    rampup_epochs: float,
+    device: torch.device,
+    precision: Precision,
+) -> Term:
+    """weight x the mean squared distance of student and teacher (the student's EMA) on images without labels.
+
+    batches: pairs of differently augmented images of the same rows, (B, S, S, 3) uint8. Distances are of probabilities,
+    or of standardised values for regression. The weight grows as exp(-5 (1 - t)^2) over the first epochs, as in the
+    paper: at first the teacher knows nothing.
+    """
+
+    def term(step: Step) -> torch.Tensor:
+        for_student, for_teacher = next(batches)
+        teacher.eval()
+        with torch.no_grad():
+            wanted = outputs(ask(teacher, card, for_teacher.to(device), device, precision), card.task)
+        given = outputs(ask(student, card, for_student.to(device), device, precision), card.task)
+        return weight * rampup(step.epochs_done, rampup_epochs) * F.mse_loss(given, wanted)
+
+    return term
+
+
+def outputs(logits: torch.Tensor, task: str) -> torch.Tensor:
+    return logits if task == "regression" else to_probabilities(logits, task)
+
+
+def rampup(epochs_done: float, rampup_epochs: float) -> float:
+    """0.0067 at the start, 1 from `rampup_epochs` on."""
+    share = 1.0 if epochs_done >= rampup_epochs else epochs_done / rampup_epochs
+    return float(torch.exp(torch.tensor(-5 * (1 - share) ** 2)))
+
+
+def endless_pairs(one: DataLoader, other: DataLoader, first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of the same rows from two loaders, epoch after epoch, from batch number `first` on."""
+    orders: list[EpochOrder] = [one.batch_sampler, other.batch_sampler]
+    epoch, start = divmod(first, len(orders[0]))
+    while True:
+        for order in orders:
+            order.epoch, order.start = epoch, start
+        for left, right in zip(one, other, strict=True):
+            yield left.images, right.images
+        epoch, start = epoch + 1, 0

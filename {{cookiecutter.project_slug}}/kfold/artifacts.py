@@ -3,6 +3,7 @@
 A fold's manifest, written last, carries the sha256 of its files. A reader refuses whatever does not fit, by name.
 """
 
+import hashlib
 import json
 import platform
 import re
@@ -17,17 +18,30 @@ from kfold.config import (
     NOT_TRAINED,
     Competition,
     Config,
+    build_settings,
     difference,
     load_competition,
     load_config,
+    read_yaml,
     settings_hash,
     settings_to_yaml,
 )
+from kfold.ensemble.stack_settings import StackSettings
 from kfold.errors import UserError
 from kfold.files import atomic_write, file_sha256, locked
 from kfold.predictions import Predictions, read_predictions
 
-STAMPED_PACKAGES = ("torch", "timm", "albumentations", "opencv-python-headless", "numpy", "pandas", "scikit-learn")
+ALL_DATA = -1  # the "fold" of the full-data fit, which no row was held out of
+STAMPED_PACKAGES = (
+    "torch",
+    "timm",
+    "albumentations",
+    "opencv-python-headless",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "lightgbm",
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,10 @@ class Workspace:
         return self.root / "submission.csv"
 
     @property
+    def embeddings_path(self) -> Path:
+        return self.root / "embeddings.parquet"
+
+    @property
     def runs_dir(self) -> Path:
         return self.root / "runs"
 
@@ -64,7 +82,7 @@ class Workspace:
         return self.runs_dir / run
 
     def fold_dir(self, run: str, fold: int) -> Path:
-        return self.run_dir(run) / f"fold{fold}"
+        return self.run_dir(run) / ("all-data" if fold == ALL_DATA else f"fold{fold}")
 
     def config_path(self, name: str) -> Path:
         return self.root / "configs" / f"{name}.yaml"
@@ -72,21 +90,44 @@ class Workspace:
     def run_config_path(self, run: str) -> Path:
         return self.run_dir(run) / "config.yaml"
 
+    def tuned_path(self, run: str) -> Path:
+        """The tuning of a stack: thresholds, cuts or a temperature."""
+        return self.run_dir(run) / "tuned.json"
+
+    def image_statistics_path(self, rows: str) -> Path:
+        """rows: train or test. Shared by all stacks."""
+        return self.runs_dir / f"image_statistics_{rows}.parquet"
+
     def weights_path(self, run: str, fold: int, kind: str) -> Path:
-        """kind: last or best."""
+        """kind: last, best, ema, swa, snapshot1, ..."""
         return self.fold_dir(run, fold) / f"{kind}.safetensors"
 
     def log_path(self, run: str, fold: int) -> Path:
         return self.fold_dir(run, fold) / "log.csv"
 
+    def round_path(self, run: str) -> Path:
+        """What a round of pseudo-labels came to; its presence means "judged"."""
+        return self.run_dir(run) / "round.json"
+
     def predictions_path(self, run: str, fold: int, rows: str) -> Path:
         """rows: oof or test."""
         return self.fold_dir(run, fold) / f"{rows}.parquet"
 
+    def choices_path(self, run: str) -> Path:
+        """What predict.py compared: weights and views."""
+        return self.run_dir(run) / "choices.csv"
+
+    def pseudo_path(self, run: str, fold: int) -> Path:
+        """The pseudo-labels that the fold trains on."""
+        return self.fold_dir(run, fold) / "pseudo.parquet"
+
     def trained_folds(self, run: str) -> list[int]:
-        """Folds whose manifest is written, in order."""
+        """Folds whose manifest is written, in order, without the full-data fit."""
         folders = [path.parent.name for path in self.run_dir(run).glob("fold*/manifest.json")]
         return sorted(int(name[4:]) for name in folders if name[4:].isdecimal())
+
+    def has_full_fit(self, run: str) -> bool:
+        return (self.fold_dir(run, ALL_DATA) / "manifest.json").exists()
 
     def run_names(self) -> list[str]:
         """Runs with at least one trained fold, in order of name."""
@@ -128,28 +169,36 @@ def read_trusted(
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder}: fold {number} of run {run} is not trained: run train.py --fold {number}")
+    refuse_leak(folder, manifest, number)
     if path.name not in manifest["files"]:
         raise UserError(f"{path}: not made yet: run python predict.py --run {run}")
     verify_files(folder, manifest, [path.name])
     return read_predictions(path, fold_stamp, ids)
 
 
+def refuse_leak(folder: Path, manifest: Mapping, number: int) -> None:
+    """Raise UserError unless the fold's model was trained without it (a stack: fitted on out-of-fold rows)."""
+    if number != ALL_DATA and manifest.get("trained_without_fold") != number and not manifest.get("fitted_on_oof"):
+        raise UserError(f"{folder}: its model saw fold {number}: train that fold again (train.py --overwrite)")
+
+
 def refuse_mixed(parts: Sequence[Predictions], run: str) -> None:
-    """Raise UserError unless the folds' files come from one config and one set of views."""
-    for key, remedy in (("config_hash", "train.py --fold all"), ("tta", "predict.py")):
+    """Raise UserError unless the folds' files come from one config, one kind of weights and one set of views."""
+    for key, remedy in (("config_hash", "train.py --fold all"), ("weights", "predict.py"), ("tta", "predict.py")):
         if len({part.stamps.get(key) for part in parts}) > 1:
             raise UserError(f"run {run}: its folds differ in {key}: run {remedy} again for this run")
     if len({part.names for part in parts}) > 1:
         raise UserError(f"run {run}: its folds differ in their prediction columns: train it again")
 
 
-def stamps(fold_stamp: str, config: Config, task: str, weights_sha256: str, tta: str) -> dict[str, str]:
-    """What a prediction file says of its origin."""
+def stamps(fold_stamp: str, config: Config, task: str, weights_sha256: str, weights: str, tta: str) -> dict[str, str]:
+    """What a prediction file says of its origin. weights: their kind; tta: the views."""
     return {
         "fold_stamp": fold_stamp,
         "config_hash": settings_hash(config),
         "weights_sha256": weights_sha256,
         "task": task,
+        "weights": weights,
         "tta": tta,
         "versions": json.dumps(environment()),
     }
@@ -168,7 +217,8 @@ def register_run(
     """
     refuse_odd_name(run)
     folder, config_path = workspace.run_dir(run), workspace.run_config_path(run)
-    kept = set(workspace.trained_folds(run)) - (set(folds) if overwrite else set())
+    finished = [*workspace.trained_folds(run), *([ALL_DATA] if workspace.has_full_fit(run) else [])]
+    kept = set(finished) - (set(folds) if overwrite else set())
     if kept:
         refuse_other_settings(workspace, run, facts, config)
     if overwrite:
@@ -176,7 +226,7 @@ def register_run(
             with locked(workspace.fold_dir(run, number)):
                 (workspace.fold_dir(run, number) / "manifest.json").unlink(missing_ok=True)
     if not kept:
-        for fold_dir in workspace.run_dir(run).glob("fold*"):
+        for fold_dir in [*folder.glob("fold*"), *folder.glob("all-data")]:
             with locked(fold_dir):
                 pass  # refuses while another process trains a first fold of this run
         atomic_write(config_path, settings_to_yaml(config))
@@ -202,6 +252,7 @@ def is_done(workspace: Workspace, run: str, number: int, fold_stamp: str) -> boo
     if manifest is None:
         return False
     remedy = "train it again (train.py --fold all --overwrite), or under a new --name"
+    refuse_leak(folder, manifest, number)
     if manifest["fold_stamp"] != fold_stamp:
         raise UserError(f"{folder}: trained on other folds than those of folds.csv: {remedy}")
     if manifest["config_hash"] != settings_hash(load_config(workspace.run_config_path(run))):
@@ -259,12 +310,75 @@ def verify_files(folder: Path, manifest: Mapping, names: Sequence[str] | None = 
         raise UserError(problems)
 
 
+def mix_sha256(shares: Mapping[str, float], files: Mapping[str, Mapping]) -> str:
+    """What stands for the weights of a prediction: the file's sha256, or one over several files and their shares."""
+    if len(shares) == 1:
+        return files[next(iter(shares))]["sha256"]
+    parts = [[files[name]["sha256"], round(share, 6)] for name, share in shares.items()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
 def forget_predictions(folder: Path, manifest: Mapping) -> dict:
     """Take the prediction files out of the manifest before they are rewritten: a kill leaves them "not done"."""
-    files = {name: entry for name, entry in manifest["files"].items() if not name.endswith(".parquet")}
+    files = {name: entry for name, entry in manifest["files"].items() if name not in ("oof.parquet", "test.parquet")}
     kept = {key: value for key, value in manifest.items() if key not in ("predicted", "unreadable_test_ids")}
     atomic_write(folder / "manifest.json", json.dumps({**kept, "files": files}, indent=1) + "\n")
     return {**kept, "files": files}
+
+
+# Stacks
+
+
+def stack_of(workspace: Workspace, run: str) -> tuple[str, ...]:
+    """The runs that a stack was made of; none for a run that was trained, or that is not there."""
+    path = workspace.run_config_path(run)
+    values = read_yaml(path) if path.exists() else {}
+    return build_settings(StackSettings, values, f"{run}/{path.name}").stack_of if "stack_of" in values else ()
+
+
+def runs_within(workspace: Workspace, run: str) -> list[str]:
+    """The run itself and, of a stack, all runs that it stands on, however deep."""
+    found = [run]
+    for name in found:  # it grows while it is read
+        found += [part for part in stack_of(workspace, name) if part not in found]
+    return found
+
+
+def refuse_stack(workspace: Workspace, run: str) -> None:
+    """Raise UserError where a stage that needs a model of images is given a stack."""
+    if parts := stack_of(workspace, run):
+        raise UserError(f"run {run}: a stack (of {', '.join(parts)}), it has no model of images: name one of these")
+
+
+def register_stack(workspace: Workspace, run: str, facts: Competition, settings: StackSettings) -> None:
+    """Save what a stack was made with and of, beside its results."""
+    folder = workspace.run_dir(run)
+    atomic_write(workspace.run_config_path(run), settings_to_yaml(settings))
+    atomic_write(folder / "competition.yaml", settings_to_yaml(facts))
+    atomic_write(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
+
+
+def stack_stamps(fold_stamp: str, settings: StackSettings, task: str, weights_sha256: str) -> dict[str, str]:
+    """What a stack's prediction file says of its origin; it has no views and no kind of weights."""
+    return {
+        "fold_stamp": fold_stamp,
+        "config_hash": settings_hash(settings),
+        "weights_sha256": weights_sha256,
+        "task": task,
+        "weights": "-",
+        "tta": "-",
+        "versions": json.dumps(environment()),
+    }
+
+
+def read_tuned_text(workspace: Workspace, run: str, number: int) -> str:
+    """tuned.json as the manifest of fold `number` vouches for it; "" where the run was not tuned."""
+    manifest, path = read_manifest(workspace.fold_dir(run, number)) or {}, workspace.tuned_path(run)
+    if "tuned_sha256" not in manifest:
+        return ""
+    if not path.exists() or file_sha256(path) != manifest["tuned_sha256"]:
+        raise UserError(f"{path}: missing, damaged or changed: run stack.py --name {run} --overwrite")
+    return path.read_text(encoding="utf-8")
 
 
 def environment() -> dict[str, str]:

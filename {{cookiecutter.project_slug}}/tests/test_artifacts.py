@@ -33,7 +33,7 @@ def predictions(ids=IDS, **changes) -> Predictions:
         ids=np.array(ids, dtype=object),
         values=np.arange(2 * rows, dtype=np.float32).reshape(rows, 2) / 10,
         names=("cat", "dog"),
-        stamps={"fold_stamp": "f" * 64, "config_hash": "c", "tta": "none"},
+        stamps={"fold_stamp": "f" * 64, "config_hash": "c", "weights": "last", "tta": "none"},
         fold=np.zeros(rows, np.int64),
     )
     return replace(made, **changes)
@@ -191,7 +191,7 @@ def write_fold(workspace: Workspace, number: int, oof: Predictions, test: Predic
     write_predictions(workspace.predictions_path("base", number, "oof"), oof)
     write_predictions(workspace.predictions_path("base", number, "test"), test)
     folder = workspace.fold_dir("base", number)
-    artifacts.write_manifest(folder, {"run": "base"}, ["oof.parquet", "test.parquet"])
+    artifacts.write_manifest(folder, {"run": "base", "trained_without_fold": number}, ["oof.parquet", "test.parquet"])
 
 
 def read_oof(workspace: Workspace, ids=IDS, fold=(0, 0, 1)) -> Predictions:
@@ -216,7 +216,7 @@ def test_test_predictions_are_the_mean_of_the_folds(workspace):
     np.testing.assert_allclose(read.values, [[0.1, 0.2], [0.1, 0.2]], atol=1e-7)
 
 
-@pytest.mark.parametrize("key", ["config_hash", "tta"])
+@pytest.mark.parametrize("key", ["config_hash", "weights", "tta"])
 def test_folds_of_different_origin_are_not_mixed(workspace, key):
     odd = {**predictions().stamps, key: "other"}
     write_fold(workspace, 1, predictions(IDS[2:], stamps=odd), predictions(["t1", "t2"], fold=None, stamps=odd))
@@ -321,7 +321,7 @@ def test_overwriting_takes_back_done_before_the_settings_change(workspace, monke
 
 def test_a_fold_trained_on_other_folds_or_settings_is_refused_not_done(workspace):
     folder = workspace.fold_dir("base", 0)
-    facts = {"fold_stamp": "f" * 64, "config_hash": settings_hash(Config())}
+    facts = {"trained_without_fold": 0, "fold_stamp": "f" * 64, "config_hash": settings_hash(Config())}
     artifacts.write_manifest(folder, facts, ["oof.parquet"])
     assert artifacts.is_done(workspace, "base", 0, "f" * 64)
     (problem,) = problems_of(artifacts.is_done, workspace, "base", 0, "0" * 64)

@@ -160,7 +160,7 @@ def test_a_finished_stage_run_again_says_so_and_changes_no_byte(copy_of_trained,
     predict.main(root=copy_of_trained)
     output = capsys.readouterr().out
     assert output.count("done before") == 3
-    assert output.count("predicted before") == 3
+    assert output.count("predicted before") == 1
     assert content() == before
 
 
@@ -275,7 +275,7 @@ def test_a_stop_between_predictions_and_manifest_is_mended_by_running_the_stages
 def test_views_once_chosen_stay_when_the_pipeline_runs_again(copy_of_trained, capsys):
     predict.main(tta="flips", root=copy_of_trained)
     predict.main(root=copy_of_trained)
-    assert "predicted before with tta=flips" in capsys.readouterr().out
+    assert "predicted before with weights=last, tta=flips" in capsys.readouterr().out
 
 
 def test_predicting_does_not_vouch_for_a_damaged_file(copy_of_trained):
@@ -293,8 +293,10 @@ def test_too_small_a_limit_is_refused(copy_of_trained):
 def test_tta_is_shown_beside_the_score_without_it(copy_of_trained, capsys):
     predict.main(tta="flips", root=copy_of_trained)
     output = capsys.readouterr().out
-    assert "tta=none: accuracy" in output
-    assert "tta=flips minus none" in output
+    rows = [line for line in output.splitlines() if line.split()[:1] in (["none"], ["flips"])]
+    assert [line.split()[0] for line in rows] == ["none", "flips"]
+    assert rows[1].endswith("<- taken")
+    assert "noise" in rows[1]
 
 
 def test_a_bad_test_image_gets_the_prior_and_is_listed(copy_of_trained, capsys):
@@ -343,7 +345,7 @@ def test_pipeline_sh_runs_every_stage_from_any_folder_and_skips_what_is_done(tmp
     demo_data.main(root=root)
     thin_out(root, 90, 20)
     environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    command = ["bash", str(root / "pipeline.sh"), "baseline", "second"]
+    command = ["bash", str(root / "pipeline.sh"), "baseline", "second"]  # then pseudo-labels and the stack
     first = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     assert (root / "submission.csv").exists()
@@ -353,7 +355,9 @@ def test_pipeline_sh_runs_every_stage_from_any_folder_and_skips_what_is_done(tmp
     assert again.stdout.count("done before") == 6
 
 
-@pytest.mark.parametrize("script", ["demo_data", "make_folds", "train", "predict", "submit"])
+@pytest.mark.parametrize(
+    "script", ["demo_data", "make_folds", "train", "predict", "pseudo_label", "stack", "submit", "embed"]
+)
 def test_every_script_helps_and_a_mistake_is_one_line_without_traceback(script, tmp_path):
     root = copy_code(tmp_path / "empty")
     helped = subprocess.run([sys.executable, f"{script}.py", "--help"], cwd=root, capture_output=True, text=True)

@@ -1,1 +1,6 @@
-"""From many predictions to one: test-time views, averages over folds."""
+"""From many predictions to one.
+
+tta: views of an image; choice: which weights and views; second_level: what blends and stackers take and give; blend,
+linear, features, gbdt: the ways to combine runs; nested: their honest scores; tuning, tuners: thresholds, cuts,
+temperature; pseudo, pseudo_files, pseudo_rounds: test rows as training rows; stack_inputs, stack_settings: for stack.py.
+"""

@@ -2,5 +2,6 @@
 
 tables: CSV files -> text; targets: text -> numbers; images: a file -> pixels; scan: all image files, checked and
 fingerprinted; duplicates: fingerprints -> groups of copies; check, check_images: every problem of the data at
-once; deal, splitters, assign, folds, card: rows -> folds.csv and back; augment, loader: files -> batches.
+once; deal, splitters, assign, folds, card: rows -> folds.csv and back; augment, loader: files -> batches; statistics:
+files -> numbers for stacking.
 """

@@ -4,12 +4,12 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -22,6 +22,8 @@ from kfold.errors import UserError
 SUFFIXES = {"jpeg": "jpg", "jpe": "jpg", "jfif": "jpg", "tiff": "tif"}
 POOL_BYTES = 100_000_000  # below, starting processes (2 s) takes longer than reading (30 MB of JPEG a second)
 CHUNK = 32  # files handed to a process at a time
+
+Result = TypeVar("Result")
 
 
 class Scan(NamedTuple):
@@ -38,24 +40,32 @@ class Scan(NamedTuple):
 
 def scan_images(paths: Sequence[Path], title: str) -> list[Scan]:
     """A Scan per path, in order; a progress bar named `title` where stderr is a terminal."""
+    return map_files(scan_image, paths, title)
+
+
+def map_files(function: Callable[[Path], Result], paths: Sequence[Path], title: str) -> list[Result]:
+    """What `function` (of a module: processes import it) says of each path, in order; with a progress bar `title`.
+
+    In parallel where the files are large enough. Raises UserError when a process was killed.
+    """
     num_processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     bar = tqdm(total=len(paths), desc=title, unit="image", disable=not sys.stderr.isatty())
-    scans: list[Scan] = []
+    results: list[Result] = []
     with bar:
         if num_processes == 1 or sum(map(file_size, paths)) < POOL_BYTES:
             for path in paths:
-                scans.append(scan_image(path))
+                results.append(function(path))
                 bar.update()
-            return scans
+            return results
         # Spawned, because a forked process can hang on locks that the libraries' threads held.
         with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
             try:
-                for scan in pool.map(scan_image, paths, chunksize=CHUNK):
-                    scans.append(scan)
+                for result in pool.map(function, paths, chunksize=CHUNK):
+                    results.append(result)
                     bar.update()
             except BrokenProcessPool:
                 raise UserError(f"{title}: a process that reads images was killed: free memory, run again") from None
-    return scans
+    return results
 
 
 def file_size(path: Path) -> int:

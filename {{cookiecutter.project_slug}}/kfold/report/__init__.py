@@ -1,1 +1,1 @@
-"""What people see: tables on the terminal."""
+"""What people see: tables on the terminal, pictures."""

@@ -8,7 +8,9 @@ import pandas as pd
 from kfold.config import Competition
 from kfold.data import targets
 from kfold.data.targets import Targets
+from kfold.ensemble.tuning import Tuned
 from kfold.metrics import Metric, resolve_metric
+from kfold.predictions import PREFIX
 
 
 def decode_targets(table: pd.DataFrame, facts: Competition) -> Targets:
@@ -38,12 +40,16 @@ def metric(facts: Competition) -> Metric:
     return resolve_metric(facts.metric, facts.task)
 
 
-def postprocess(predictions: pd.DataFrame, facts: Competition) -> pd.DataFrame:
+def postprocess(predictions: pd.DataFrame, facts: Competition, tuned: Tuned) -> pd.DataFrame:
     """Last changes to the averaged test predictions: columns `id` and p_<class, label or target>, one row an id.
 
+    By default, what stack.py fitted on out-of-fold predictions (thresholds, cuts between grades, a temperature); most
+    runs have none, and stay as they are.
     Keep the ids and the columns. Examples: counts are whole numbers from 0; a class that the rules exclude:
 
         predictions["p_count"] = predictions["p_count"].round().clip(lower=0)
         predictions["p_background"] = 0.0
     """
+    columns = [PREFIX + name for name in tuned.names]
+    predictions[columns] = tuned.apply(predictions[columns].to_numpy())
     return predictions

@@ -1,10 +1,11 @@
 """Write submission.csv from a run's test predictions, check it, and upload it if asked to.
 
-Command  python submit.py                or --run <name> --output <file> --upload -m "what is new"
-Reads    runs/<name>/fold<k>/{oof,test}.parquet, folds.csv, the CSVs of data/, competition.yaml, competition.py
+Command  python submit.py                or --run <name> --all-data --output <file> --upload -m "what is new"
+Reads    runs/<name>/fold<k>/{oof,test}.parquet (--all-data: all-data/test.parquet), runs/<name>/tuned.json of a stack,
+         folds.csv, the CSVs of data/, competition.yaml, competition.py
 Writes   submission.csv: first a valid one from the class shares, in case of a stop; the real one takes its place
 
-Without --run: the finished run with the best pooled out-of-fold score.
+Without --run: the finished run with the best pooled out-of-fold score; a single run where a stack is no better.
 """
 
 import argparse
@@ -19,13 +20,22 @@ from kfold.config import Competition, load_competition
 from kfold.data.folds import Folds, read_folds, take_rows
 from kfold.data.tables import read_table, read_test_ids
 from kfold.data.targets import Targets
+from kfold.ensemble.tuning import Tuned
 from kfold.errors import UserError, run_stage
 from kfold.files import atomic_write
 from kfold.intervals import bootstrap_interval, score_folds
 from kfold.metrics import Metric
 from kfold.predictions import PREFIX
 from kfold.report.tables import cv_table
-from kfold.runs import choose_run, read_oof_values, read_test_values, run_limit
+from kfold.runs import (
+    best_trained_run,
+    choose_run,
+    read_full_fit_values,
+    read_oof_values,
+    read_run_tuned,
+    read_test_values,
+    run_limit,
+)
 from kfold.submission import Form, format_submission, make_form, prediction_table, prior_submission, submission_ids
 from kfold.submission_check import check_submission, compare_with_sample, refuse_changed
 from kfold.submission_report import changes_since, prediction_mix
@@ -35,8 +45,13 @@ ROOT = Path(__file__).resolve().parent
 
 
 def main(
-    run: str = "", output: Path | None = None, upload: bool = False, message: str = "", root: Path = ROOT
-) -> None:  # fmt: skip
+    run: str = "",
+    output: Path | None = None,
+    upload: bool = False,
+    message: str = "",
+    root: Path = ROOT,
+    all_data: bool = False,
+) -> None:
     """Write and check the submission of `run` (default: the best finished one)."""
     workspace = Workspace(root)
     facts = load_competition(workspace.competition_path)
@@ -61,21 +76,27 @@ def main(
     scores = score_folds(metric, targets.values, oof, folds.fold, folds.group_or_none)
     score = f"{metric.name} {scores.pooled:.5f}, 95% interval {scores.low:.5f} to {scores.high:.5f}"
     print(f"run {run}, out of fold: {score}")
+    tuned = read_run_tuned(workspace, run, folds, targets, facts.task)
+    if not tuned.is_neutral:
+        print(tuned.describe())
 
-    averaged = read_test_values(workspace, run, folds, targets, facts.task, ids)
-    predictions = competition.postprocess(prediction_table(ids, averaged, targets.names), facts)
+    read_values = read_full_fit_values if all_data else read_test_values
+    values = read_values(workspace, run, folds, targets, facts.task, ids)
+    if all_data:
+        print("the submission is of the full-data fit; the scores are those of the folds' models, which saw fewer rows")
+    predictions = competition.postprocess(prediction_table(ids, values, targets.names), facts, tuned)
     refuse_changed(predictions, targets.names, ids)
     table = format_submission(predictions, form, ids)
     warnings = replace_checked(output, table, form, ids, before)
 
     final = predictions.set_index("id").loc[ids, [PREFIX + name for name in targets.names]].to_numpy()
     classes = targets.labels[1:] if facts.task == "binary" else targets.names
-    print("\n".join(prediction_mix(facts.task, classes, final, oof, targets.values)))
+    print("\n".join(prediction_mix(facts.task, classes, final, tuned.apply(oof), targets.values)))
     for warning in [*compare_with_sample(sample, form, test_ids), *warnings]:
         print(f"warning: {warning}")
     if before is not None:
         print(f"since the {output.name} of before: {changes_since(before, table, form)}")
-    print_hidden_score(workspace.data_path(facts, "solution.csv"), folds, targets, facts, metric, final, ids)
+    print_hidden_scores(workspace, run, final, folds, targets, facts, metric, ids)
     print(f"\nrun {run}, fold by fold:\n{cv_table(metric.name, scores)}\n")
     print(f"{output}: checked, {len(table)} rows of {','.join(form.columns[:6])} ({form.content})")
     if upload:
@@ -124,40 +145,57 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     atomic_write(path, table.to_csv(index=False, lineterminator="\n"))
 
 
-def print_hidden_score(
-    path: Path,
+def print_hidden_scores(
+    workspace: Workspace,
+    run: str,
+    final: np.ndarray,
     folds: Folds,
     targets: Targets,
     facts: Competition,
     metric: Metric,
-    predictions: np.ndarray,
     ids: list[str],
 ) -> None:
-    """The score on solution.csv, where there is one. Its cells are decoded together with train.csv's."""
+    """The score on solution.csv, where there is one, of the submission and of the best run that is no stack."""
+    path = workspace.data_path(facts, "solution.csv")
     if not path.exists():
         return
-    columns = [facts.id_column, *facts.target_columns]
+    submissions = {"hidden labels of the demo": final}
     try:
-        solution = read_table(path, columns).set_index(facts.id_column, drop=False)
-        if set(solution.index) != set(ids):
-            raise UserError(f"{path}: its ids are not those of the test set")
-        both = pd.concat([folds.table[columns], solution.loc[ids, columns]], ignore_index=True)
-        decoded = competition.decode_targets(both, facts)
-        if decoded.names != targets.names:
-            raise UserError(f"{path}: has classes that train.csv lacks")
+        truth = read_solution(path, folds, targets, facts, ids)
+        single = best_trained_run(workspace, folds, targets, facts.task, metric)
+        if single not in (None, run):
+            values = read_test_values(workspace, single, folds, targets, facts.task, ids)
+            untuned = Tuned(task=facts.task, names=targets.names)
+            table = competition.postprocess(prediction_table(ids, values, targets.names), facts, untuned)
+            columns = [PREFIX + name for name in targets.names]
+            submissions[f"the best single run, {single}"] = table.set_index("id").loc[ids, columns].to_numpy()
     except UserError as error:  # the submission is written and good
         print("\n".join(f"warning: no score on hidden labels: {problem}" for problem in error.problems))
         return
-    truth = decoded.values[-len(ids) :]
-    low, high = bootstrap_interval(metric, truth, predictions)
-    score = metric.function(truth, predictions)
-    print(f"{path}: {metric.name} {score:.5f}, 95% interval {low:.5f} to {high:.5f} (hidden labels of the demo)")
+    for what, predictions in submissions.items():
+        low, high = bootstrap_interval(metric, truth, predictions)
+        score = metric.function(truth, predictions)
+        print(f"{path}: {metric.name} {score:.5f}, 95% interval {low:.5f} to {high:.5f} ({what})")
+
+
+def read_solution(path: Path, folds: Folds, targets: Targets, facts: Competition, ids: list[str]) -> np.ndarray:
+    """The hidden targets (len(ids), C). Their cells are decoded together with train.csv's. Raises UserError."""
+    columns = [facts.id_column, *facts.target_columns]
+    solution = read_table(path, columns).set_index(facts.id_column, drop=False)
+    if set(solution.index) != set(ids):
+        raise UserError(f"{path}: its ids are not those of the test set")
+    both = pd.concat([folds.table[columns], solution.loc[ids, columns]], ignore_index=True)
+    decoded = competition.decode_targets(both, facts)
+    if decoded.names != targets.names:
+        raise UserError(f"{path}: has classes that train.csv lacks")
+    return decoded.values[-len(ids) :]
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="", help="a folder of runs/ (default: the best finished one)")
     parser.add_argument("--output", type=Path, help="where to write (default: submission.csv)")
+    parser.add_argument("--all-data", action="store_true", help="submit the full-data fit instead of the folds' models")
     parser.add_argument("--upload", action="store_true", help="submit it with the `kaggle` command")
     parser.add_argument("-m", "--message", default="", help="what Kaggle shows beside it (default: run and score)")
     parser.add_argument("--root", type=Path, default=ROOT, help="the repository (default: this file's folder)")
@@ -167,5 +205,12 @@ def parse_arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     arguments = parse_arguments()
     run_stage(
-        lambda: main(arguments.run, arguments.output, arguments.upload, arguments.message, arguments.root)
-    )  # fmt: skip
+        lambda: main(
+            arguments.run,
+            arguments.output,
+            arguments.upload,
+            arguments.message,
+            arguments.root,
+            arguments.all_data,
+        )
+    )

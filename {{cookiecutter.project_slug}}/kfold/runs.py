@@ -1,6 +1,7 @@
 """Which run to go on with, and its predictions in the order of the rows and the targets at hand."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -9,8 +10,9 @@ from kfold.artifacts import Workspace
 from kfold.config import Task, read_yaml
 from kfold.data.folds import Folds
 from kfold.data.targets import Targets
+from kfold.ensemble.tuning import Tuned, read_tuned
 from kfold.errors import UserError
-from kfold.intervals import paired_difference
+from kfold.intervals import paired_difference, simplest_within_noise
 from kfold.metrics import Metric
 from kfold.predictions import Predictions
 
@@ -28,37 +30,94 @@ def choose_run(
 ) -> tuple[str, list[str]]:
     """The finished run with the best pooled out-of-fold score, and a line on each other run.
 
-    Runs that are unfinished, or whose OOF files cannot be trusted, are left out by name. Raises UserError when none is
-    left.
+    A run of fewer models is preferred where the best, a stack, does not beat it beyond noise. Runs that are unfinished
+    or rejected, or whose OOF files cannot be trusted, are left out by name. Raises UserError when none is left.
     """
+    candidates, lines = read_candidates(workspace, workspace.run_names(), folds, targets, task)
+    if not candidates:
+        raise UserError(lines or f"{workspace.runs_dir}: no finished run: run train.py and predict.py first")
+    sizes = {run: num_models(workspace, run) for run in candidates}
+    best_first = sort_by_score(candidates, targets, metric)
+    simplest_first = sorted(best_first, key=lambda run: sizes[run])  # stable: the best first among equals
+    in_order = {run: candidates[run] for run in simplest_first}
+    chosen = simplest_within_noise(metric, targets.values, in_order, folds.group_or_none)
+    for run in candidates:
+        if run != chosen:
+            difference = paired_difference(
+                metric, targets.values, candidates[chosen], candidates[run], folds.group_or_none
+            )
+            gain, low, high = difference
+            verdict = "within noise" if low <= 0 <= high else "beyond noise"
+            simpler = f", and fewer models are simpler ({sizes[chosen]} against {sizes[run]} a fold)"
+            lines.append(
+                f"run {chosen} is chosen; minus {run} {gain:+.5f}, 95% interval {low:+.5f} to {high:+.5f}: {verdict}"
+                + (simpler if best_first.index(run) < best_first.index(chosen) else "")
+            )
+    return chosen, lines
+
+
+def best_trained_run(
+    workspace: Workspace, folds: Folds, targets: Targets, task: Task, metric: Metric
+) -> str | None:  # fmt: skip
+    """The run with the best pooled OOF score among those that are no stacks; None where there is none."""
+    trained = [run for run in workspace.run_names() if num_models(workspace, run) == 1]
+    candidates, _ = read_candidates(workspace, trained, folds, targets, task)
+    return next(iter(sort_by_score(candidates, targets, metric)), None)
+
+
+def read_candidates(
+    workspace: Workspace, runs: Sequence[str], folds: Folds, targets: Targets, task: Task
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """OOF predictions (N, C) of the runs that can be submitted or stacked, and a line on each that cannot."""
     candidates, lines = {}, []
-    for run in workspace.run_names():
+    for run in runs:
         try:
+            refuse_rejected(workspace, run)
             refuse_unfinished(workspace, run, sorted(set(folds.fold.tolist())))
             candidates[run] = read_oof_values(workspace, run, folds, targets, task)
         except UserError as error:
             lines += [f"run {run} is left out: {problem}" for problem in error.problems]
-    if not candidates:
-        raise UserError(lines or f"{workspace.runs_dir}: no finished run: run train.py and predict.py first")
+    return candidates, lines
+
+
+def sort_by_score(candidates: Mapping[str, np.ndarray], targets: Targets, metric: Metric) -> list[str]:
+    """Names, the best pooled score first; equal ones in their order, undefined ones last."""
     scores = {run: metric.function(targets.values, oof) for run, oof in candidates.items()}
-    best = next(iter(scores))
-    for run in scores:
-        best = run if metric.better(scores[run], scores[best]) else best
-    for run in candidates:
-        if run != best:
-            gain, low, high = paired_difference(metric, targets.values, candidates[best], candidates[run], folds.group)
-            verdict = "within noise" if low <= 0 <= high else "beyond noise"
-            lines.append(
-                f"run {best} is chosen; minus {run} {gain:+.5f}, 95% interval {low:+.5f} to {high:+.5f}: {verdict}"
-            )
-    return best, lines
+    sign = -1 if metric.greater_is_better else 1
+    return sorted(scores, key=lambda run: (np.isnan(scores[run]), sign * np.nan_to_num(scores[run])))
+
+
+def num_models(workspace: Workspace, run: str) -> int:
+    """Trained runs that a run stands on: 1, or those of a stack, each counted once."""
+    within = artifacts.runs_within(workspace, run)
+    return sum(not artifacts.stack_of(workspace, name) for name in within)
+
+
+def refuse_rejected(workspace: Workspace, run: str) -> None:
+    """Raise UserError for a round of pseudo-labels that gained nothing beyond noise."""
+    path = workspace.round_path(run)
+    if not path.exists():
+        return
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))["kept"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged: run pseudo_label.py for this round again with --overwrite") from None
+    if not kept:
+        raise UserError(f"its round of pseudo-labels gained nothing beyond noise (--run {run} takes it all the same)")
+
+
+def refuse_half_made_stack(workspace: Workspace, run: str, folds: Sequence[int]) -> None:
+    parts = artifacts.stack_of(workspace, run)
+    if parts and not set(folds) <= set(workspace.trained_folds(run)):
+        raise UserError(f"this stack was not finished: run stack.py --name {run} --runs {' '.join(parts)}")
 
 
 def refuse_unfinished(workspace: Workspace, run: str, folds: Sequence[int]) -> None:
     """Raise UserError unless the run has test predictions of every fold, from training on all rows."""
     limit = run_limit(workspace, run)
+    refuse_half_made_stack(workspace, run, folds)
     if limit:
-        raise UserError(f"a trial run on {limit} rows: --run {run} submits it all the same")
+        raise UserError(f"a trial run on {limit} rows (python submit.py --run {run} takes it all the same)")
     for fold in folds:
         manifest = artifacts.read_manifest(workspace.fold_dir(run, fold))
         if manifest is None:
@@ -69,6 +128,7 @@ def refuse_unfinished(workspace: Workspace, run: str, folds: Sequence[int]) -> N
 
 def read_oof_values(workspace: Workspace, run: str, folds: Folds, targets: Targets, task: Task) -> np.ndarray:
     """All OOF predictions of a run, (N, C) in the order of folds.ids and targets.names."""
+    refuse_half_made_stack(workspace, run, sorted(set(folds.fold.tolist())))
     predictions = artifacts.read_oof(workspace, run, folds.ids, folds.fold, folds.stamp)
     return by_name(predictions, run, targets, task, folds.ids)
 
@@ -80,6 +140,39 @@ def read_test_values(
     numbers = sorted(set(folds.fold.tolist()))
     predictions = artifacts.read_test(workspace, run, numbers, np.array(ids, dtype=object), folds.stamp)
     return by_name(predictions, run, targets, task, ids)
+
+
+def read_test_by_fold(
+    workspace: Workspace, run: str, folds: Folds, targets: Targets, task: Task, ids: Sequence[str]
+) -> dict[int, np.ndarray]:
+    """A run's test predictions fold by fold, each (len(ids), C) by that fold's own model."""
+    numbers, wanted = sorted(set(folds.fold.tolist())), np.array(ids, dtype=object)
+    parts = [artifacts.read_trusted(workspace, run, number, "test", folds.stamp, wanted) for number in numbers]
+    artifacts.refuse_mixed(parts, run)
+    return {number: by_name(part, run, targets, task, ids) for number, part in zip(numbers, parts, strict=True)}
+
+
+def read_full_fit_values(
+    workspace: Workspace, run: str, folds: Folds, targets: Targets, task: Task, ids: Sequence[str]
+) -> np.ndarray:
+    """Test predictions (len(ids), C) of the model that was fitted on all rows."""
+    if not workspace.has_full_fit(run):
+        raise UserError(f"run {run}: no full-data fit: run train.py --fold all-data and predict.py for it first")
+    wanted = np.array(ids, dtype=object)
+    predictions = artifacts.read_trusted(workspace, run, artifacts.ALL_DATA, "test", folds.stamp, wanted)
+    return by_name(predictions, run, targets, task, ids)
+
+
+def read_run_tuned(workspace: Workspace, run: str, folds: Folds, targets: Targets, task: Task) -> Tuned:
+    """The run's tuning; neutral where it has none. Raises UserError when it was fitted for other columns."""
+    text = artifacts.read_tuned_text(workspace, run, int(folds.fold.min()))
+    if not text:
+        return Tuned(task=task, names=targets.names)
+    path = workspace.tuned_path(run)
+    tuned = read_tuned(text, str(path))
+    if (tuned.task, tuned.names) != (task, targets.names):
+        raise UserError(f"{path}: fitted for other targets than competition.yaml and train.csv now give: stack again")
+    return tuned
 
 
 def by_name(predictions: Predictions, run: str, targets: Targets, task: Task, ids: Sequence[str]) -> np.ndarray:

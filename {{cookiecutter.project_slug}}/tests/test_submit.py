@@ -99,7 +99,8 @@ def add_run(root: Path, run: str = "baseline", noise: float = 0.5, folds=range(N
                 folder / f"fold{fold}" / f"{rows}.parquet",
                 Predictions(ids[order], values[order][:, ::-1], names[::-1], stamps),
             )
-        write_manifest(folder / f"fold{fold}", {"run": run}, ["oof.parquet", "test.parquet"])
+        facts = {"run": run, "trained_without_fold": fold}
+        write_manifest(folder / f"fold{fold}", facts, ["oof.parquet", "test.parquet"])
     (folder / "config.yaml").write_text(f"limit: {limit}\n")
     return folder
 
@@ -164,6 +165,51 @@ def test_a_named_run_is_taken_though_another_is_better(root, capsys):
     assert "run noisy, out of fold" in capsys.readouterr().out
 
 
+def test_the_hidden_score_of_the_best_single_run_stands_below_that_of_another(root, capsys):
+    add_run(root, "good", noise=0.1)
+    add_run(root, "noisy", noise=2.0)
+    submit.main(run="noisy", root=root)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "solution.csv: accuracy" in line]
+    assert lines[0].endswith("(hidden labels of the demo)")
+    assert "solution.csv: accuracy 1.00000, " in lines[1]
+    assert lines[1].endswith("(the best single run, good)")
+    submit.main(run="good", root=root)
+    assert "the best single run" not in capsys.readouterr().out
+
+
+def test_a_rejected_round_of_pseudo_labels_is_left_out_but_can_be_named(root, capsys):
+    add_run(root, "baseline", noise=1.0)
+    folder = add_run(root, "baseline-p1", noise=0.01)
+    (folder / "round.json").write_text('{"kept": false}')
+    submit.main(root=root)
+    output = capsys.readouterr().out
+    assert "run baseline-p1 is left out: its round of pseudo-labels gained nothing beyond noise" in output
+    assert "run baseline, out of fold" in output
+    submit.main(run="baseline-p1", root=root)
+    (folder / "round.json").write_text('{"kept": true}')
+    submit.main(root=root)
+    assert "run baseline-p1, out of fold" in capsys.readouterr().out.split("run baseline, out of fold")[-1]
+    (folder / "round.json").write_text("[]")
+    submit.main(root=root)
+    assert "round.json: damaged" in capsys.readouterr().out
+
+
+def test_all_data_submits_the_full_data_fit_and_says_whose_score_is_shown(root, capsys):
+    folder = add_run(root, noise=0.1)
+    with pytest.raises(UserError, match="no full-data fit"):
+        submit.main(run="baseline", all_data=True, root=root)
+    part = read_predictions(folder / "fold0" / "test.parquet", file_sha256(root / "folds.csv"))
+    owl = (np.array(part.names) == "owl").astype(np.float32)
+    values = np.tile(owl, (len(part.ids), 1))
+    write_predictions(folder / "all-data" / "test.parquet", Predictions(part.ids, values, part.names, part.stamps))
+    write_manifest(folder / "all-data", {"run": "baseline", "trained_without_fold": None}, ["test.parquet"])
+    submit.main(run="baseline", all_data=True, root=root)
+    assert set(submission(root)["label"]) == {"owl"}
+    assert "the scores are those of the folds' models" in capsys.readouterr().out
+    submit.main(run="baseline", root=root)
+    assert set(submission(root)["label"]) == {"cat", "dog", "owl"}
+
+
 def test_unfinished_and_trial_runs_are_left_out_by_name(root, capsys):
     add_run(root, "short", noise=0.01, folds=[0, 2])
     add_run(root, "trial", noise=0.01, limit=90)
@@ -185,7 +231,7 @@ def test_a_missing_fold_is_refused_by_name_and_a_valid_prior_submission_stays(ro
 
 def test_a_run_without_test_predictions_is_refused_with_the_remedy(root):
     folder = add_run(root)
-    write_manifest(folder / "fold1", {"run": "baseline"}, ["oof.parquet"])
+    write_manifest(folder / "fold1", {"run": "baseline", "trained_without_fold": 1}, ["oof.parquet"])
     for run in ("", "baseline"):
         with pytest.raises(UserError, match="predict.py --run baseline"):
             submit.main(run=run, root=root)
@@ -213,7 +259,8 @@ def rewrite(path: Path, change) -> None:
     """Damage a prediction file and make the manifest fit, as a stage with a bug would."""
     stamp = file_sha256(path.parents[3] / "folds.csv")
     write_predictions(path, change(read_predictions(path, stamp)))
-    write_manifest(path.parent, {"run": "baseline"}, ["oof.parquet", "test.parquet"])
+    facts = {"run": "baseline", "trained_without_fold": int(path.parent.name[4:])}
+    write_manifest(path.parent, facts, ["oof.parquet", "test.parquet"])
 
 
 def test_predictions_of_another_test_set_are_refused_with_the_id(root):
@@ -246,7 +293,7 @@ def test_predictions_of_other_folds_are_refused(root):
 
 def test_postprocess_is_applied(root, monkeypatch):
     add_run(root, noise=0.1)
-    monkeypatch.setattr(competition, "postprocess", lambda predictions, facts: predictions.assign(p_owl=2.0))
+    monkeypatch.setattr(competition, "postprocess", lambda predictions, facts, tuned: predictions.assign(p_owl=2.0))
     submit.main(root=root)
     assert set(submission(root)["label"]) == {"owl"}
 
@@ -276,7 +323,7 @@ def test_the_examples_in_competition_py_work(root):
 def test_a_failed_check_keeps_the_prior_submission_and_says_so(tmp_path, monkeypatch):
     root = make_root(tmp_path / "r", "binary")
     add_run(root)
-    monkeypatch.setattr(competition, "postprocess", lambda predictions, facts: predictions.assign(p_label=1.5))
+    monkeypatch.setattr(competition, "postprocess", lambda predictions, facts, tuned: predictions.assign(p_label=1.5))
     with pytest.raises(UserError) as caught:
         submit.main(root=root)
     assert "not a probability from 0 to 1: row 2 (id '029')" in caught.value.problems[0]
@@ -289,7 +336,7 @@ def test_a_failed_check_keeps_the_valid_submission_of_before(tmp_path, monkeypat
     add_run(root)
     submit.main(root=root)
     before = (root / "submission.csv").read_bytes()
-    monkeypatch.setattr(competition, "postprocess", lambda predictions, facts: predictions.assign(p_label=1.5))
+    monkeypatch.setattr(competition, "postprocess", lambda predictions, facts, tuned: predictions.assign(p_label=1.5))
     with pytest.raises(UserError, match="still holds the submission of before"):
         submit.main(root=root)
     assert (root / "submission.csv").read_bytes() == before

@@ -22,12 +22,12 @@ MOST_STEPS = 50  # of hill climbing: weights are multiples of 1/50 at the finest
 
 def mean(rows: Rows, targets: np.ndarray, task: Task, metric: Metric) -> Fitted:
     weights = np.full(len(rows.predictions), 1 / len(rows.predictions))
-    return Fitted(lambda rows: combine(rows.predictions, weights), "equal weights", weights)
+    return Fitted(lambda rows: combine(rows.predictions, np.ones(len(weights))), "equal weights", weights)
 
 
 def combine(predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The weighted mean (N, C) float32 of predictions (M, N, C)."""
-    return np.einsum("m,mnc->nc", weights, predictions).astype(np.float32)
+    """The weighted mean (N, C) float32 of predictions (M, N, C); weights (M,) of any sum above 0."""
+    return (np.einsum("m,mnc->nc", weights, predictions) / weights.sum()).astype(np.float32)
 
 
 def geometric_mean(rows: Rows, targets: np.ndarray, task: Task, metric: Metric) -> Fitted:
@@ -71,23 +71,26 @@ def unit_rows(values: np.ndarray) -> np.ndarray:
 def hill_climb(rows: Rows, targets: np.ndarray, task: Task, metric: Metric) -> Fitted:
     """Weights from adding runs one by one, the same one again if it helps, while the metric improves.
 
-    It starts from the best single run, so that on the rows that it is fitted to it is never worse. Ties go to the
-    earlier run.
+    It starts from the best single run, and on the rows that it is fitted to it is never worse. Ties go to the earlier
+    run. Where the metric is undefined on these rows, the first run is taken alone.
     """
     score = candidate_scorer(rows.predictions, targets, task, metric)
-    counts = np.zeros(len(rows.predictions), np.int64)
     total = np.zeros(rows.predictions.shape[1:], np.float64)
-    best = float("nan")
-    for _ in range(MOST_STEPS):
-        scores = score(total, int(counts.sum()))
+    best, taken = float("nan"), []
+    while len(taken) < MOST_STEPS:
+        scores = score(total, len(taken))
         pick = best_of(scores, metric)
-        if counts.any() and not metric.better(scores[pick], best):
+        if taken and not metric.better(scores[pick], best):
             break
         best = scores[pick]
-        counts[pick] += 1
+        taken.append(pick)
         total += rows.predictions[pick]
+    counts, alone = (np.bincount(picks, minlength=len(rows.predictions)) for picks in (taken, taken[:1]))
+    single, blend = (metric.function(targets, combine(rows.predictions, weights)) for weights in (alone, counts))
+    if metric.better(single, blend):  # a gain of 1e-16 to a fast scorer may be a loss to the metric
+        counts = alone
     weights = counts / counts.sum()
-    return Fitted(lambda rows: combine(rows.predictions, weights), weights_text(weights), weights)
+    return Fitted(lambda rows: combine(rows.predictions, counts), weights_text(weights), weights)
 
 
 def best_of(scores: np.ndarray, metric: Metric) -> int:
@@ -103,36 +106,42 @@ def candidate_scorer(
 ) -> Callable[[np.ndarray, int], np.ndarray]:
     """(sum (N, C) of the runs taken so far, their number) -> the score (M,) of each mean with one run more.
 
-    accuracy of multiclass and log_loss have exact forms that are many times faster than a call of the metric each.
+    Some metrics have forms here that give the same numbers faster than scikit-learn, which checks its arguments at
+    each call. They serve our own metrics alone: one of competition.py may have the same name.
     """
-    fast = FAST_SCORERS.get((task, metric.name))
     is_ours = metric.name in METRICS and getattr(metric.function, "func", None) is METRICS[metric.name].function
-    if fast and is_ours:
-        return fast(predictions, targets)
+    make = FAST_SCORERS.get((task, metric.name)) if is_ours else None
+    return (make or blend_scorer(metric.function))(predictions, targets)
 
-    def scorer(total: np.ndarray, count: int) -> np.ndarray:
-        means = (((total + one) / (count + 1)).astype(np.float32) for one in predictions)
-        return np.array([metric.function(targets, mean) for mean in means])
 
-    return scorer
+def blend_scorer(score: Callable[[np.ndarray, np.ndarray], float]) -> Callable:
+    """What makes a scorer that calls score(targets, blend) for each candidate."""
+
+    def make(predictions: np.ndarray, targets: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
+        def scorer(total: np.ndarray, count: int) -> np.ndarray:
+            blends = (((total + one) / (count + 1)).astype(np.float32) for one in predictions)
+            return np.array([score(targets, blend) for blend in blends])
+
+        return scorer
+
+    return make
 
 
 def accuracy_scorer(predictions: np.ndarray, targets: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Classes in rows, so that each comparison runs along memory; the first of equal classes wins, as in argmax."""
-    by_class = np.ascontiguousarray(predictions.transpose(0, 2, 1))  # (M, C, N)
+    """Class by class, as (C, n) to compare along memory; the first of equal classes wins, as in argmax."""
     truth = targets.argmax(axis=1)
+    of_class = [np.flatnonzero(truth == number) for number in range(targets.shape[1])]
+    parts = [np.ascontiguousarray(predictions[:, rows].transpose(0, 2, 1)) for rows in of_class]
 
     def scorer(total: np.ndarray, count: int) -> np.ndarray:
-        start = np.ascontiguousarray(total.T)
-        scores = []
-        for one in by_class:
-            sums = ((start + one) / (count + 1)).astype(np.float32)
-            largest, label = sums[0].copy(), np.zeros(len(truth), np.int64)
-            for number in range(1, len(sums)):
-                label[sums[number] > largest] = number
-                np.maximum(largest, sums[number], out=largest)
-            scores.append((label == truth).mean())
-        return np.array(scores)
+        num_right = np.zeros(len(predictions), np.int64)
+        for number, (rows, part) in enumerate(zip(of_class, parts, strict=True)):
+            start = np.ascontiguousarray(total[rows].T)
+            for run, one in enumerate(part):
+                blend = ((start + one) / (count + 1)).astype(np.float32)
+                before, after = blend[:number].max(axis=0, initial=-np.inf), blend[number:].max(axis=0)
+                num_right[run] += np.count_nonzero((before < blend[number]) & (after == blend[number]))
+        return num_right / len(truth)
 
     return scorer
 
@@ -141,40 +150,47 @@ def log_loss_scorer(predictions: np.ndarray, targets: np.ndarray) -> Callable[[n
     """Multiclass: only the true class's probability and the row's sum count, and both are linear in the blend."""
     smallest = np.finfo(np.float64).eps
     rows, truth = np.arange(len(targets)), targets.argmax(axis=1)
-    true = predictions[:, rows, truth].astype(np.float64)  # (M, N)
+    true = likelihoods(predictions, targets, "multiclass")  # (M, N)
     sums = predictions.sum(axis=2, dtype=np.float64)
+    smallest_sum = smallest * targets.shape[1]  # of a row of zeros, whose cells the metric clips
 
     def scorer(total: np.ndarray, count: int) -> np.ndarray:
         likely = np.clip((total[rows, truth] + true) / (count + 1), smallest, 1 - smallest)
-        return -np.log(likely * (count + 1) / (total.sum(axis=1) + sums)).mean(axis=1)
+        of_row = np.maximum((total.sum(axis=1) + sums) / (count + 1), smallest_sum)
+        return -np.log(likely / of_row).mean(axis=1)
 
     return scorer
 
 
-def cell_log_loss_scorer(predictions: np.ndarray, targets: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Binary, multilabel: the probability of what is true, cell by cell, is linear in the blend."""
+def cell_log_loss(targets: np.ndarray, blend: np.ndarray) -> float:
+    """Binary, multilabel: of the blend as float32, for near 1 its rounding is what decides the loss of an error."""
     smallest = np.finfo(np.float64).eps
-    true = likelihoods(predictions, targets, "multilabel")  # (M, N x C)
+    likely = np.where(targets > 0.5, blend, 1 - blend.astype(np.float64))
+    return -np.log(np.clip(likely, smallest, 1 - smallest)).mean()
 
-    def scorer(total: np.ndarray, count: int) -> np.ndarray:
-        so_far = (targets * total + (1 - targets) * (count - total)).ravel()
-        return -np.log(np.clip((so_far + true) / (count + 1), smallest, 1 - smallest)).mean(axis=1)
 
-    return scorer
+def root_mean_squared_error(targets: np.ndarray, blend: np.ndarray) -> float:
+    return np.sqrt(np.square(blend.astype(np.float64) - targets).mean(axis=0)).mean()
+
+
+def mean_absolute_error(targets: np.ndarray, blend: np.ndarray) -> float:
+    return np.abs(blend.astype(np.float64) - targets).mean()
 
 
 FAST_SCORERS = {
     ("multiclass", "accuracy"): accuracy_scorer,
     ("multiclass", "log_loss"): log_loss_scorer,
-    ("binary", "log_loss"): cell_log_loss_scorer,
-    ("multilabel", "log_loss"): cell_log_loss_scorer,
+    ("binary", "log_loss"): blend_scorer(cell_log_loss),
+    ("multilabel", "log_loss"): blend_scorer(cell_log_loss),
+    ("regression", "rmse"): blend_scorer(root_mean_squared_error),
+    ("regression", "mae"): blend_scorer(mean_absolute_error),
 }
 
 
 def likelihoods(predictions: np.ndarray, targets: np.ndarray, task: Task) -> np.ndarray:
     """What each run gave to the truth, (M, N) for multiclass, (M, N x C) for binary and multilabel; float64."""
     if task == "multiclass":
-        return np.einsum("mnc,nc->mn", predictions, targets, dtype=np.float64)
+        return predictions[:, np.arange(len(targets)), targets.argmax(axis=1)].astype(np.float64)
     true = targets * predictions + (1 - targets) * (1 - predictions.astype(np.float64))
     return true.reshape(len(predictions), -1)
 
@@ -218,7 +234,8 @@ def mixture_loss(rows: Rows, targets: np.ndarray, task: Task) -> Callable[[np.nd
 
 def squared_error(predictions: np.ndarray, targets: np.ndarray) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     """Weights (M,) of sum 1 -> mean squared error, in units of the targets' variance, and its gradient."""
-    errors = (predictions.astype(np.float64) - targets) / np.maximum(targets.std(axis=0, dtype=np.float64), 1e-12)
+    is_constant = targets.min(axis=0) == targets.max(axis=0)
+    errors = (predictions.astype(np.float64) - targets) / np.where(is_constant, 1, targets.std(axis=0))
     flat = errors.reshape(len(errors), -1)
     products = flat @ flat.T / flat.shape[1]  # (M, M)
     return lambda weights: (float(weights @ products @ weights), 2 * products @ weights)

@@ -86,7 +86,8 @@ def compare(
 ) -> Comparison:
     """Score every run and every method; the simplest within noise of the best is chosen.
 
-    names: of the M runs. The order of simplicity: the best single run, then METHODS.
+    names: of the M runs. The order of simplicity: the best single run, then METHODS. methods: of those that fit
+    the task and the number of runs; default: all of them.
     """
     singles = dict(zip(names, rows.predictions, strict=True))
     scores = {name: metric.function(targets, predictions) for name, predictions in singles.items()}
@@ -95,7 +96,8 @@ def compare(
         best = name if metric.better(scores[name], scores[best]) else best
     lines = [describe(name, "run", singles[name], targets, metric, groups) for name in names]
     nested, fitted = {}, {}
-    methods = fitting_methods(task, len(names)) if methods is None else methods
+    fitting = fitting_methods(task, len(names))
+    methods = [name for name in fitting if methods is None or name in methods]
     for name in (bar := tqdm(methods, desc="second level", disable=None, leave=False)):
         bar.set_postfix_str(name)
         fit = METHODS[name].fit
@@ -119,16 +121,18 @@ def describe(
 def comparison_table(comparison: Comparison, metric_name: str) -> str:
     """Text lines for a person: nested score first, the optimistic one last."""
     best = comparison.best_single
-    width = max(map(len, comparison.table["name"]))
-    lines = [f"  {'':<{width}}  {metric_name} (nested), 95% interval   {'minus ' + best:<32}  optimistic"]
+    heads = ("", f"{metric_name} (nested), 95% interval", f"minus {best}", "optimistic")
+    marks, cells = [""], [heads]
     for row in comparison.table.to_dict("records"):
         gain, optimistic = "-", ""
         if row["kind"] == "method":
             gain = f"{row['difference']:+.5f} ({row['difference_low']:+.5f} to {row['difference_high']:+.5f})"
             optimistic = f"{row['optimistic']:.5f}"
-        taken = row["name"] == (best if comparison.chosen == BEST_SINGLE else comparison.chosen)
-        interval = f"{row['nested']:.5f}  {row['low']:.5f} to {row['high']:.5f}"
-        mark = "  <- the simplest within noise of the best" if taken else ""
-        lines.append(f"  {row['name']:<{width}}  {interval:<34}  {gain:<32}  {optimistic:>10}{mark}")
+        cells.append((row["name"], f"{row['nested']:.5f}  {row['low']:.5f} to {row['high']:.5f}", gain, optimistic))
+        is_taken = row["name"] == (best if comparison.chosen == BEST_SINGLE else comparison.chosen)
+        marks.append("  <- the simplest within noise of the best" if is_taken else "")
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells]
+    lines = [f"{line}{mark}".rstrip() for line, mark in zip(lines, marks, strict=True)]
     lines.append("  nested: fitted without the fold that is scored; optimistic: fitted and scored on the same rows")
     return "\n".join(lines)

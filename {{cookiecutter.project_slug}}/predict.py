@@ -11,63 +11,29 @@ rows only.
 
 import argparse
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from kfold.ensemble.blend import hill_climb
-from kfold.ensemble.nested import nested_predictions
 
 import competition
 from kfold import artifacts
 from kfold.artifacts import ALL_DATA, Workspace
-from kfold.config import Competition, Config, load_competition, load_config
-from kfold.data.augment import eval_transform
-from kfold.data.folds import Folds, read_folds, take_rows
-from kfold.data.images import image_path
-from kfold.data.loader import EpochOrder, Images, make_loader
+from kfold.config import Config, load_competition, load_config
+from kfold.data.folds import read_folds, take_rows
 from kfold.data.tables import read_test_ids
-from kfold.data.targets import Targets
-from kfold.ensemble.choice import Candidate, choice_table, compare_candidates, read_wishes
-from kfold.ensemble.second_level import Rows
-from kfold.ensemble.tta import TTA_TRANSFORMS, make_views
+from kfold.ensemble.choice import choice_table, compare_candidates, read_wishes
+from kfold.ensemble.tta import TTA_TRANSFORMS
 from kfold.errors import UserError, run_stage
 from kfold.files import atomic_write, locked
-from kfold.metrics import Metric
+from kfold.inference import Job, fold_predictions, mix, out_of_fold, predict_images, shares_of
 from kfold.model.build import has_fixed_input
-from kfold.model.weights import load_model
 from kfold.predictions import Predictions, ids_sha256, write_predictions
-from kfold.training.loop import predict_logits, to_target_units
-from kfold.training.precision import choose_device, choose_precision
 
 ROOT = Path(__file__).resolve().parent
 KINDS = ("last", "ema", "swa", "snapshots", "climbed", "best")  # in order of simplicity; best is optimistic
-Shares = Mapping[str, float]  # weights files of a fold and their shares in the mean of probabilities
-
-
-@dataclass
-class Job:
-    """What every prediction of a run needs, and the out-of-fold predictions that were made so far."""
-
-    workspace: Workspace
-    run: str
-    facts: Competition
-    config: Config
-    folds: Folds
-    targets: Targets
-    metric: Metric
-    numbers: list[int]  # trained folds
-    manifests: dict[int, dict]
-    done: dict[tuple[int, str, str], tuple[np.ndarray, float]] = field(default_factory=dict)
-
-    @property
-    def rows(self) -> np.ndarray:
-        """Mask (N,): rows of a trained fold."""
-        return np.isin(self.folds.fold, self.numbers)
 
 
 def main(run: str = "baseline", weights: str = "", tta: str = "", overwrite: bool = False, root: Path = ROOT) -> None:
@@ -98,17 +64,14 @@ def main(run: str = "baseline", weights: str = "", tta: str = "", overwrite: boo
         kinds = choose_from(weights or earlier.get("weights", config.select), offered_kinds(manifests), "--weights")
         views = choose_from(tta or earlier.get("tta", config.tta), offered_views(config, tta), "--tta")
         request = {"weights": kinds[0], "tta": views[0], "test_ids": ids_sha256(test_ids)}
-        if (
-            len(kinds) == len(views) == 1
-            and not overwrite
-            and all(is_predicted(manifests[n], request) for n in manifests)
-        ):
+        is_done = all(is_predicted(manifest, request) for manifest in manifests.values())
+        if len(kinds) == len(views) == 1 and is_done and not overwrite:
             print(f"run {run}: predicted before with weights={kinds[0]}, tta={views[0]} (--overwrite does it again)")
         else:
             kind, view = choose(job, kinds, views) if numbers else (kinds[-1], views[-1])
             request |= {"weights": kind, "tta": view}
             for number in numbers + full:
-                if overwrite or len(kinds) + len(views) > 2 or not is_predicted(manifests[number], request):
+                if overwrite or not is_predicted(manifests[number], request):
                     write_fold(job, number, kind, view, request, test_ids)
     print(f"next: python submit.py --run {run}")
 
@@ -160,22 +123,23 @@ def choose(job: Job, kinds: Sequence[str], views: Sequence[str]) -> tuple[str, s
     """One kind of weights, then one set of views; prints and saves what was compared."""
     tables = []
     plain_view = views[0] if len(views) == 1 else "none"
-    kind, table = choose_one(job, "weights", with_plain(kinds, "last", job), lambda name: (name, plain_view), kinds)
+    kind, table = choose_one(job, "weights", with_plain(kinds, "last"), lambda name: (name, plain_view), kinds)
     tables.append(table)
-    view, table = choose_one(job, "tta", with_plain(views, "none", job), lambda name: (kind, name), views)
+    view, table = choose_one(job, "tta", with_plain(views, "none"), lambda name: (kind, name), views)
     tables.append(table)
     choices = pd.concat(tables, ignore_index=True)
     atomic_write(job.workspace.choices_path(job.run), choices.to_csv(index=False))
     return kind, view
 
 
-def with_plain(wishes: Sequence[str], plain: str, job: Job) -> list[str]:
-    """A single wish is compared with the plain one, where there is one."""
-    is_there = plain != "last" or all("last.safetensors" in manifest["files"] for manifest in job.manifests.values())
-    return [plain, *wishes] if len(wishes) == 1 and wishes[0] != plain and is_there else list(wishes)
+def with_plain(wishes: Sequence[str], plain: str) -> list[str]:
+    """A single wish is compared with the plain one."""
+    return [plain, *wishes] if len(wishes) == 1 and wishes[0] != plain else list(wishes)
 
 
-def choose_one(job: Job, what: str, names: Sequence[str], pair_of, wishes: Sequence[str]) -> tuple[str, pd.DataFrame]:
+def choose_one(
+    job: Job, what: str, names: Sequence[str], pair_of: Callable[[str], tuple[str, str]], wishes: Sequence[str]
+) -> tuple[str, pd.DataFrame]:
     rows, groups = job.rows, job.folds.group_or_none
     candidates = {name: out_of_fold(job, *pair_of(name)) for name in names}
     wish = wishes[0] if len(wishes) == 1 else ""
@@ -188,58 +152,6 @@ def choose_one(job: Job, what: str, names: Sequence[str], pair_of, wishes: Seque
     if not wish and len(names) > 1:
         print(f"  {what}={chosen} is the simplest within noise of the best")
     return chosen, table.assign(what=what)
-
-
-def out_of_fold(job: Job, kind: str, view: str) -> Candidate:
-    """Predictions (rows of trained folds, C) of a kind of weights under a set of views, and what an image costs."""
-    merged = np.zeros(job.targets.values.shape, np.float32)
-    milliseconds = []
-    for number in job.numbers:
-        shares = shares_of(job, kind, view, number)
-        parts = [fold_predictions(job, number, name, view) for name in shares]
-        merged[job.folds.fold == number] = mix([values for values, _ in parts], shares)
-        milliseconds.append(sum(cost for _, cost in parts))
-    return Candidate(merged[job.rows], float(np.median(milliseconds)))
-
-
-def mix(parts: Sequence[np.ndarray], shares: Shares) -> np.ndarray:
-    """The mean (N, C) of several weights' predictions, by their shares."""
-    return np.average(np.array(parts, np.float64), axis=0, weights=list(shares.values())).astype(np.float32)
-
-
-def shares_of(job: Job, kind: str, view: str, number: int) -> Shares:
-    """The weights files of a fold that make up a kind.
-
-    climbed: the snapshots by hill climbing, fitted without the rows of the fold, so that its score stays honest.
-    """
-    files = sorted(name for name in job.manifests[number]["files"] if name.startswith("snapshot"))
-    files.sort(key=len)  # snapshot10 after snapshot9
-    if kind == "snapshots":
-        return dict.fromkeys(files, 1 / len(files))
-    if kind == "best" and number == ALL_DATA:
-        kind = "last"  # nothing was held out that could say which epoch is best
-    if kind != "climbed":
-        return {f"{kind}.safetensors": 1.0}
-    rows = job.rows
-    snapshots = np.zeros((len(files), *job.targets.values.shape), np.float32)
-    for fold in job.numbers:
-        for position, name in enumerate(files):
-            snapshots[position, job.folds.fold == fold] = fold_predictions(job, fold, name, view)[0]
-    second_level = Rows(snapshots[:, rows], job.folds.fold[rows])
-    _, fitted = nested_predictions(hill_climb, second_level, job.targets.values[rows], job.facts.task, job.metric)
-    shares = fitted[number].model if number in fitted else np.mean([fit.model for fit in fitted.values()], axis=0)
-    return {name: float(share) for name, share in zip(files, shares, strict=True) if share > 0}
-
-
-def fold_predictions(job: Job, number: int, name: str, view: str) -> tuple[np.ndarray, float]:
-    """Out-of-fold predictions (n, C) of one weights file under a set of views, and milliseconds an image."""
-    key = (number, name, view)
-    if key not in job.done:
-        ids = job.folds.ids[job.folds.fold == number]
-        started = time.perf_counter()
-        values = predict_images(job, number, name, view, ids, job.facts.train_images)
-        job.done[key] = values, 1000 * (time.perf_counter() - started) / len(ids)
-    return job.done[key]
 
 
 # Files
@@ -279,41 +191,6 @@ def write_fold(job: Job, number: int, kind: str, view: str, request: Mapping[str
         "unreadable_test_ids": [str(test_ids[row]) for row in unreadable],
     }
     artifacts.write_manifest(folder, facts_of_fold, names, files)
-
-
-def predict_images(
-    job: Job,
-    number: int,
-    name: str,
-    view: str,
-    ids: np.ndarray,
-    image_dir_name: str,
-    unreadable: dict[int, str] | None = None,
-) -> np.ndarray:
-    """The mean (n, C) over the views. Rows of unreadable images go into `unreadable`; without it they raise."""
-    folder = job.workspace.fold_dir(job.run, number)
-    model, card = load_model(folder / name)
-    if (card.task, card.names) != (job.facts.task, job.targets.names):
-        raise UserError(
-            f"{folder}: trained for other targets than competition.yaml and train.csv now give: train again"
-        )
-    device = choose_device()
-    views = make_views(view, card.image_size, bool(model.pretrained_cfg.get("fixed_input_size")))
-    image_dir = job.workspace.data_path(job.facts, image_dir_name)
-    paths = [image_path(image_dir, image_id, job.facts.image_suffix) for image_id in ids]
-    images = Images(paths, np.zeros((len(ids), 0)), eval_transform(card.image_size), card.image_size)
-    order = EpochOrder(len(ids), 2 * job.config.batch_size, False)
-    logits = predict_logits(
-        model.to(device),
-        make_loader(images, order, job.config.num_workers, device),
-        views,
-        card,
-        device,
-        choose_precision(job.config.precision, device),
-        None if unreadable is None else unreadable.__setitem__,
-        title=f"{image_dir_name} {folder.name} {name.split('.')[0]} {view}",
-    )
-    return to_target_units(logits, card).numpy().mean(axis=0)
 
 
 def parse_arguments() -> argparse.Namespace:

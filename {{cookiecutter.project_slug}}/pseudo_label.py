@@ -68,7 +68,9 @@ def main(
         if verdict is None:
             labels = label_folds(workspace, this, data)
             print(selection_table(this, data, labels))
-            refuse_nothing_taken(this, labels)
+            if reason := nothing_taken(this, labels):
+                print(reason)
+                break
             if dry_run:
                 print("dry run: nothing was written")
                 return
@@ -139,13 +141,15 @@ def plan_round(
     return Round(number, f"{runs[0]}-p{number}", teachers, tuple(words), config)
 
 
-def refuse_nothing_taken(this: Round, labels: Labels) -> None:
+def nothing_taken(this: Round, labels: Labels) -> str:
+    """Why the round cannot be trained; "" where every fold has rows."""
     empty = [str(fold) for fold, (rows, _) in labels.items() if fold != ALL_DATA and not len(rows.ids)]
-    if empty:
-        raise UserError(
-            f"round {this.number}: no test row is sure enough in fold {', '.join(empty)}: lower the threshold "
-            f"(pseudo_threshold={this.config.pseudo_threshold}), or take a share (pseudo_top_share=0.2)"
-        )
+    if not empty:
+        return ""
+    return (
+        f"round {this.number}: no test row is sure enough in fold {', '.join(empty)}: the loop stops; lower the "
+        f"threshold (pseudo_threshold={this.config.pseudo_threshold}), or take a share (pseudo_top_share=0.2)"
+    )
 
 
 def train_student(workspace: Workspace, this: Round, first: str, overwrite: bool) -> None:

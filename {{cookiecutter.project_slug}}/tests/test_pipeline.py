@@ -340,7 +340,7 @@ def copy_code(root: Path) -> Path:
 def test_pipeline_sh_runs_every_stage_from_any_folder_and_skips_what_is_done(tmp_path):
     """In a path with spaces and non-Latin letters, with two configs."""
     root = copy_code(tmp_path / "мой проект 猫")
-    write_settings(root, "multiclass", epochs=1)
+    write_settings(root, "multiclass", epochs=1, pseudo_top_share=0.5)
     shutil.copy(root / "configs" / "baseline.yaml", root / "configs" / "second.yaml")
     demo_data.main(root=root)
     thin_out(root, 90, 20)
@@ -349,10 +349,12 @@ def test_pipeline_sh_runs_every_stage_from_any_folder_and_skips_what_is_done(tmp
     first = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     assert (root / "submission.csv").exists()
-    assert Workspace(root).run_names() == ["baseline", "second"]
+    assert Workspace(root).run_names() == ["baseline", "baseline-p1", "second", "stack"]
+    assert "minus second" in first.stdout or "minus baseline" in first.stdout  # the table of the stack
     again = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("done before") == 6
+    assert again.stdout.count("done before") == 8  # six folds, the round and the stack
+    assert "round 1: out of fold" in again.stdout
 
 
 @pytest.mark.parametrize(

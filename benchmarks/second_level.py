@@ -52,7 +52,7 @@ def main(num_rows: int) -> None:
         way(*make_runs(5, WARM_UP_ROWS))
         predictions, seconds[name] = timed(lambda way=way: way(rows, targets))
         by_peer = [seconds.get(f"scikit-learn {peer}", float("nan")) / seconds[name] for peer in SCIKIT_LEARN]
-        ratios = " | ".join("" if np.isnan(ratio) else f"{ratio:.2g}" for ratio in by_peer)
+        ratios = " | ".join("" if np.isnan(ratio) else f"{float(f'{ratio:.2g}'):,g}" for ratio in by_peer)
         print(f"| {name} | {seconds[name]:.3f} | {ratios} | {scores(targets, predictions)} |", flush=True)
     print(f"\nat the end: {load()}")
 

@@ -68,12 +68,16 @@ def main(run: str = "baseline", weights: str = "", tta: str = "", overwrite: boo
         if len(kinds) == len(views) == 1 and is_done and not overwrite:
             print(f"run {run}: predicted before with weights={kinds[0]}, tta={views[0]} (--overwrite does it again)")
         else:
-            kind, view = choose(job, kinds, views) if numbers else (kinds[-1], views[-1])
+            kind, view = choose(job, kinds, views) if numbers else (kinds[0], views[0])
             request |= {"weights": kind, "tta": view}
             for number in numbers + full:
                 if overwrite or not is_predicted(manifests[number], request):
                     write_fold(job, number, kind, view, request, test_ids)
-    print(f"next: python submit.py --run {run}")
+    if numbers:
+        print(f"next: python submit.py --run {run}")
+    else:
+        print(f"weights={kinds[0]}, tta={views[0]}: the full-data fit alone has no out-of-fold rows to choose by")
+        print("next: python train.py --fold all for the same run, which gives scores; then submit.py --all-data")
 
 
 def read_manifests(workspace: Workspace, run: str, numbers: Sequence[int], fold_stamp: str) -> dict[int, dict]:
@@ -127,8 +131,12 @@ def choose(job: Job, kinds: Sequence[str], views: Sequence[str]) -> tuple[str, s
     tables.append(table)
     view, table = choose_one(job, "tta", with_plain(views, "none"), lambda name: (kind, name), views)
     tables.append(table)
-    choices = pd.concat(tables, ignore_index=True)
-    atomic_write(job.workspace.choices_path(job.run), choices.to_csv(index=False))
+    atomic_write(job.workspace.choices_path(job.run), pd.concat(tables, ignore_index=True).to_csv(index=False))
+    taken = table[table["chosen"]].iloc[0]
+    print(
+        f"run {job.run}, out of fold, weights={kind}, tta={view}: {job.metric.name} {taken['score']:.5f}, 95% interval "
+        f"{taken['low']:.5f} to {taken['high']:.5f}, {taken['milliseconds']:.2f} ms an image"
+    )
     return kind, view
 
 
@@ -147,10 +155,11 @@ def choose_one(
         candidates, job.targets.values[rows], job.metric, groups[rows] if groups is not None else None, wish
     )
     kind, view = pair_of(chosen)
-    other = f"tta={view}" if what == "weights" else f"weights={kind}"
-    print(f"run {job.run}, out of fold, {other}:\n{choice_table(what, job.metric.name, table)}")
-    if not wish and len(names) > 1:
-        print(f"  {what}={chosen} is the simplest within noise of the best")
+    if len(names) > 1:
+        other = f"tta={view}" if what == "weights" else f"weights={kind}"
+        print(f"run {job.run}, out of fold, {other}:\n{choice_table(what, job.metric.name, table)}")
+        if not wish:
+            print(f"  {what}={chosen} is the simplest within noise of the best")
     return chosen, table.assign(what=what)
 
 

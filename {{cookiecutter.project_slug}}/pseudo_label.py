@@ -58,6 +58,7 @@ def main(
     workspace = Workspace(root)
     for run in runs:
         artifacts.refuse_odd_name(run)
+        artifacts.refuse_stack(workspace, run)
     facts = load_competition(workspace.competition_path)
     refuse_contradictions(runs, rounds, thresholds, overrides)
     data = read_data(workspace, facts, run_limit(workspace, runs[0]))
@@ -74,6 +75,7 @@ def main(
             if dry_run:
                 print("dry run: nothing was written")
                 return
+            refuse_other_weights(workspace, this)
             write_labels(workspace, this, data, labels, overwrite)
             train_student(workspace, this, runs[0], overwrite)
             verdict = judge(workspace, this, data, labels)
@@ -152,6 +154,23 @@ def nothing_taken(this: Round, labels: Labels) -> str:
     )
 
 
+def refuse_other_weights(workspace: Workspace, this: Round) -> None:
+    """The student is compared with its first teacher by the same kind of weights, so it must make that kind."""
+    config = this.config
+    cycles = config.num_cycles if config.schedule == "cosine_cycles" else 0
+    made = {"ema": config.ema_decay > 0, "swa": config.swa_from_epoch > 0, "snapshots": cycles > 0}
+    kind = predicted_with(workspace, this)[0]
+    if not made.get(kind, True):
+        raise UserError(f"{this.teachers[0]} predicts with weights={kind}, which these settings do not make: mend them")
+
+
+def predicted_with(workspace: Workspace, this: Round) -> tuple[str, str]:
+    """The first teacher's kind of weights and views."""
+    manifest = artifacts.read_manifest(workspace.fold_dir(this.teachers[0], 0)) or {}
+    earlier = manifest.get("predicted", {})
+    return earlier.get("weights", ""), earlier.get("tta", "")
+
+
 def train_student(workspace: Workspace, this: Round, first: str, overwrite: bool) -> None:
     """Train all folds, and predict with the kind of weights and the views of the run that it is compared with."""
     train.main(
@@ -162,8 +181,7 @@ def train_student(workspace: Workspace, this: Round, first: str, overwrite: bool
         overwrite=overwrite,
         root=workspace.root,
     )
-    earlier = artifacts.read_manifest(workspace.fold_dir(this.teachers[0], 0)).get("predicted", {})
-    weights, tta = earlier.get("weights", ""), earlier.get("tta", "")
+    weights, tta = predicted_with(workspace, this)
     predict.main(run=this.student, weights=weights, tta=tta, root=workspace.root)
 
 

@@ -22,13 +22,13 @@ import numpy as np
 
 import competition
 from kfold.artifacts import Workspace
-from kfold.config import Task, load_competition
+from kfold.config import load_competition
 from kfold.data.folds import read_folds
 from kfold.data.tables import read_test_ids, shorten
 from kfold.ensemble.nested import BEST_SINGLE, METHODS, Comparison, compare, comparison_table, fitting_methods
 from kfold.ensemble.second_level import Fitted
 from kfold.ensemble.stack_files import Stack, StackFold, find_changes, refuse_name, write_stack
-from kfold.ensemble.stack_inputs import FEATURE_GROUPS, fingerprint, read_inputs, read_runs, read_sources
+from kfold.ensemble.stack_inputs import FEATURE_GROUPS, fingerprint, is_fitted, read_inputs, read_runs, read_sources
 from kfold.ensemble.stack_settings import StackSettings
 from kfold.ensemble.tuning import tune
 from kfold.errors import UserError, run_stage
@@ -36,6 +36,7 @@ from kfold.files import locked
 from kfold.intervals import score_folds
 from kfold.ledger import record_run
 from kfold.report.tables import cv_table
+from kfold.runs import OPTIMISM, is_optimistic
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_FEATURES = FEATURE_GROUPS[:-1]  # embeddings need embed.py first
@@ -62,7 +63,11 @@ def main(
     test_csv, sample_csv = (workspace.data_path(facts, name) for name in (facts.test_csv, facts.sample_submission_csv))
     test_ids = np.array(read_test_ids(test_csv, sample_csv, facts.id_column), object)
     oof = read_runs(workspace, runs, name, folds, targets, facts)
-    refuse_wishes(method, features, facts.task, len(oof))
+    fitted_runs = [run for run in oof if is_fitted(workspace, run)]
+    optimistic = [run for run in oof if is_optimistic(workspace, run)]
+    methods = fitting_methods(facts.task, len(oof), bool(fitted_runs))
+    refuse_wishes(method, features, methods)
+    print_warnings(fitted_runs, optimistic)
     features = [group for group in FEATURE_GROUPS if group in features or (group == "embeddings" and embeddings)]
     sources = read_sources(workspace, facts, folds, test_ids, features, embeddings or workspace.embeddings_path)
     made_of = {"runs": " ".join(oof), "method": method, "features": " ".join(features), "metric": metric.name}
@@ -79,7 +84,7 @@ def main(
             print(f"stack {name}: made again, because these changed: {', '.join(shorten(changes, limit=5))}")
         inputs = read_inputs(workspace, facts, folds, targets, oof, sources, features)
         groups = folds.group_or_none
-        comparison = compare(inputs.rows, list(oof), targets.values, facts.task, metric, groups)
+        comparison = compare(inputs.rows, list(oof), targets.values, facts.task, metric, groups, methods, optimistic)
         chosen = comparison.chosen if method == "auto" else method
         print(comparison_table(comparison, metric.name))
         if chosen != comparison.chosen:
@@ -99,10 +104,20 @@ def main(
         summarize(stack, nested, minutes)
 
 
-def refuse_wishes(method: str, features: Sequence[str], task: Task, num_runs: int) -> None:
-    known = ["auto", BEST_SINGLE, *fitting_methods(task, num_runs)]
+def print_warnings(fitted_runs: Sequence[str], optimistic: Sequence[str]) -> None:
+    if fitted_runs:
+        print(
+            f"{', '.join(fitted_runs)}: fitted on out-of-fold rows already; what is fitted on top could not be scored "
+            f"nested, so only means are offered (name the runs that it is made of for the others)"
+        )
+    for run in optimistic:
+        print(f"run {run}: {OPTIMISM}; blends with it are a little optimistic, too")
+
+
+def refuse_wishes(method: str, features: Sequence[str], methods: Sequence[str]) -> None:
+    known = ["auto", BEST_SINGLE, *methods]
     if method not in known:
-        reason = f"does not fit {task} with {num_runs} run(s)" if method in METHODS else "unknown"
+        reason = "does not fit this task and these runs" if method in METHODS else "unknown"
         raise UserError(f"--method {method}: {reason}: choose {', '.join(known)}")
     for group in features:
         if group not in FEATURE_GROUPS:

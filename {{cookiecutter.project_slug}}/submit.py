@@ -28,12 +28,15 @@ from kfold.metrics import Metric
 from kfold.predictions import PREFIX
 from kfold.report.tables import cv_table
 from kfold.runs import (
+    OPTIMISM,
     best_trained_run,
     choose_run,
+    is_optimistic,
     read_full_fit_values,
     read_oof_values,
     read_run_tuned,
     read_test_values,
+    refuse_stale_stack,
     run_limit,
 )
 from kfold.submission import Form, format_submission, make_form, prediction_table, prior_submission, submission_ids
@@ -72,11 +75,12 @@ def main(
     if not run:
         run, lines = choose_run(workspace, folds, targets, facts.task, metric)
         print("\n".join(lines), end="\n" if lines else "")
+    refuse_stale_stack(workspace, run)
     oof = read_oof_values(workspace, run, folds, targets, facts.task)
     scores = score_folds(metric, targets.values, oof, folds.fold, folds.group_or_none)
     score = f"{metric.name} {scores.pooled:.5f}, 95% interval {scores.low:.5f} to {scores.high:.5f}"
-    print(f"run {run}, out of fold: {score}")
-    tuned = read_run_tuned(workspace, run, folds, targets, facts.task)
+    print(f"run {run}, out of fold: {score}" + (f"; {OPTIMISM}" if is_optimistic(workspace, run) else ""))
+    tuned = read_run_tuned(workspace, run, folds, targets, facts.task, metric)
     if not tuned.is_neutral:
         print(tuned.describe())
 

@@ -194,7 +194,7 @@ def train_fold(
         "metric": metric.name,
         "minutes": round(minutes, 3),
         "images_per_second": round(float(np.median([result.images_per_second for result in log])), 1),
-        "teachers": {name: weights_sha256 for name, (weights_sha256, _, _) in teachers.items()},
+        "teachers": {name: teacher.weights_sha256 for name, teacher in teachers.items()},
     }
     write_results(workspace, run, number, config, folds, targets, by_kind, score, facts_of_fold)
 
@@ -295,6 +295,8 @@ def seed_runs(words: Sequence[str]) -> list[tuple[str, list[str]]]:
         return [("", list(words))]
     others = [word for word in words if word != ranges[0][0]]
     first, last = map(int, ranges[0].groups())
+    if first > last:
+        raise UserError(f"{ranges[0][0]}: an empty range, write the smaller seed first")
     return [(f"-seed{seed}", [*others, f"seed={seed}"]) for seed in range(first, last + 1)]
 
 
@@ -305,7 +307,8 @@ if __name__ == "__main__":
     def main_of_each_seed() -> None:
         for ending, its_words in seed_runs(words):
             base = arguments.name or (arguments.config.stem if arguments.config else "baseline")
-            name = base + ending if ending else arguments.name
+            limit = f"-limit{arguments.limit}" if arguments.limit else ""
+            name = base + ending + limit if ending else arguments.name
             main(arguments.fold, arguments.config, its_words, name, arguments.overwrite)
 
     run_stage(main_of_each_seed)

@@ -16,6 +16,7 @@ import numpy as np
 
 from kfold.config import (
     NOT_TRAINED,
+    RUN_NAME,
     Competition,
     Config,
     build_settings,
@@ -225,6 +226,9 @@ def register_run(
         for number in folds:
             with locked(workspace.fold_dir(run, number)):
                 (workspace.fold_dir(run, number) / "manifest.json").unlink(missing_ok=True)
+        if set(folds) != {ALL_DATA}:
+            for path in (workspace.round_path(run), workspace.choices_path(run)):
+                path.unlink(missing_ok=True)  # they speak of the weights of before
     if not kept:
         for fold_dir in [*folder.glob("fold*"), *folder.glob("all-data")]:
             with locked(fold_dir):
@@ -261,7 +265,7 @@ def is_done(workspace: Workspace, run: str, number: int, fold_stamp: str) -> boo
 
 
 def refuse_odd_name(run: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):  # also what Kaggle's data sets keep of a file name
+    if not re.fullmatch(RUN_NAME, run):
         raise UserError(f"run name {run!r}: use letters, digits, dot, dash and underscore")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kfold.errors import UserError
 
@@ -21,6 +21,7 @@ FoldScheme = Literal[
     "auto", "stratified", "group", "stratified_group", "multilabel", "binned", "time", "random"
 ]  # fmt: skip
 FOLDS_COLUMNS = ("id", "fold", "group", "duplicate_group")  # folds.csv's own columns; the targets come after them
+RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # also what Kaggle's data sets keep of a file name
 NOT_TRAINED = ("num_workers", "tta")  # settings that may change without changing a run's weights
 
 
@@ -75,6 +76,14 @@ class Competition(Settings):
         return self
 
 
+def to_names(value: Any) -> Any:
+    """One name stands for a list of it: distill_from=baseline."""
+    return (value,) if isinstance(value, str) and value else value
+
+
+Runs = Annotated[tuple[str, ...], BeforeValidator(to_names), Field(strict=False)]  # names of runs
+
+
 class Config(Settings):
     """One experiment; configs/<name>.yaml holds only what differs from these defaults."""
 
@@ -114,7 +123,7 @@ class Config(Settings):
     swa_from_epoch: int = Field(0, ge=0)  # equal mean of the weights at the end of this epoch and later ones; 0: off
 
     # Pseudo-labels: fold k trains on test rows that only models without fold k labelled; see pseudo_label.py
-    pseudo_from: Annotated[tuple[str, ...], Field(strict=False)] = ()  # teacher runs; their mean labels; empty: none
+    pseudo_from: Runs = ()  # teacher runs; their mean labels; empty: none
     pseudo_threshold: float = Field(0.9, ge=0, le=1)  # least confidence of a row that is taken
     pseudo_top_share: float = Field(0.0, ge=0, le=1)  # instead: this share of each class, the surest rows; 0: threshold
     pseudo_per_class: int = Field(0, ge=0)  # rows of one class at most, the surest; 0: no limit
@@ -124,7 +133,7 @@ class Config(Settings):
     cooldown_epochs: int = Field(0, ge=0)  # last epochs, on real labels only
 
     # Distillation: the loss also pulls towards fold k's own models of other runs
-    distill_from: Annotated[tuple[str, ...], Field(strict=False)] = ()  # teacher runs; empty: off
+    distill_from: Runs = ()  # teacher runs; empty: off
     distill_weight: float = Field(0.5, gt=0, le=1)  # of the teachers in the loss; the labels have the rest
     distill_temperature: float = Field(2.0, gt=0)  # softens both sides; regression ignores it
 
@@ -158,6 +167,13 @@ class Config(Settings):
         ):
             if self.select == kind and not is_made:
                 raise ValueError(f"select={kind} needs {remedy}")
+        for key in ("pseudo_from", "distill_from"):
+            runs = getattr(self, key)
+            for run in runs:
+                if not re.fullmatch(RUN_NAME, run):
+                    raise ValueError(f"{key}: '{run}' is no name of a run")
+                if runs.count(run) > 1:
+                    raise ValueError(f"{key}: {run} is named twice")
         if self.consistency_weight and not self.ema_decay:
             raise ValueError("consistency_weight needs ema_decay: its teacher is the moving average")
         if self.cooldown_epochs and not self.pseudo_from:

@@ -69,18 +69,29 @@ def is_gain(metric: Metric, difference: tuple[float, float, float]) -> bool:
     return low > 0 if metric.greater_is_better else high < 0
 
 
+def verdict(metric: Metric, difference: tuple[float, float, float]) -> str:
+    """A paired difference in words; undefined ones are within noise."""
+    _, low, high = difference
+    if is_gain(metric, difference):
+        return "better beyond noise"
+    return "worse beyond noise" if low > 0 or high < 0 else "within noise"
+
+
 def simplest_within_noise(
     metric: Metric, targets: np.ndarray, candidates: Mapping[str, np.ndarray], groups: np.ndarray | None = None
 ) -> str:
-    """The name of the first candidate, in order of simplicity, that the best one does not beat beyond noise."""
+    """The name of the first candidate, in order of simplicity, that the best one does not beat beyond noise.
+
+    Candidates whose score is undefined (NaN) are passed over, unless all are.
+    """
     scores = {name: metric.function(targets, predictions) for name, predictions in candidates.items()}
+    scores = {name: score for name, score in scores.items() if not np.isnan(score)} or scores
     best = next(iter(scores))
     for name in scores:
         best = name if metric.better(scores[name], scores[best]) else best
-    for name, predictions in candidates.items():
-        if name == best or not is_gain(
-            metric, paired_difference(metric, targets, candidates[best], predictions, groups)
-        ):
+    for name in scores:
+        difference = paired_difference(metric, targets, candidates[best], candidates[name], groups)
+        if name == best or not is_gain(metric, difference):
             return name
     return best
 

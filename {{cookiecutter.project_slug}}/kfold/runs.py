@@ -1,6 +1,7 @@
 """Which run to go on with, and its predictions in the order of the rows and the targets at hand."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,9 +13,11 @@ from kfold.data.folds import Folds
 from kfold.data.targets import Targets
 from kfold.ensemble.tuning import Tuned, read_tuned
 from kfold.errors import UserError
-from kfold.intervals import paired_difference, simplest_within_noise
+from kfold.intervals import paired_difference, simplest_within_noise, verdict
 from kfold.metrics import Metric
 from kfold.predictions import Predictions
+
+OPTIMISM = "its score is optimistic, its epochs were chosen on these rows (predict.py --weights last does not)"
 
 
 def run_limit(workspace: Workspace, run: str) -> int:
@@ -36,6 +39,10 @@ def choose_run(
     candidates, lines = read_candidates(workspace, workspace.run_names(), folds, targets, task)
     if not candidates:
         raise UserError(lines or f"{workspace.runs_dir}: no finished run: run train.py and predict.py first")
+    honest = {run: oof for run, oof in candidates.items() if not is_optimistic(workspace, run)}
+    if honest:
+        lines += [f"run {run} is left out: {OPTIMISM}" for run in candidates if run not in honest]
+        candidates = honest
     sizes = {run: num_models(workspace, run) for run in candidates}
     best_first = sort_by_score(candidates, targets, metric)
     simplest_first = sorted(best_first, key=lambda run: sizes[run])  # stable: the best first among equals
@@ -47,10 +54,10 @@ def choose_run(
                 metric, targets.values, candidates[chosen], candidates[run], folds.group_or_none
             )
             gain, low, high = difference
-            verdict = "within noise" if low <= 0 <= high else "beyond noise"
             simpler = f", and fewer models are simpler ({sizes[chosen]} against {sizes[run]} a fold)"
             lines.append(
-                f"run {chosen} is chosen; minus {run} {gain:+.5f}, 95% interval {low:+.5f} to {high:+.5f}: {verdict}"
+                f"run {chosen} is chosen; minus {run} {gain:+.5f}, 95% interval {low:+.5f} to {high:+.5f}: "
+                + verdict(metric, difference)
                 + (simpler if best_first.index(run) < best_first.index(chosen) else "")
             )
     return chosen, lines
@@ -60,7 +67,7 @@ def best_trained_run(
     workspace: Workspace, folds: Folds, targets: Targets, task: Task, metric: Metric
 ) -> str | None:  # fmt: skip
     """The run with the best pooled OOF score among those that are no stacks; None where there is none."""
-    trained = [run for run in workspace.run_names() if num_models(workspace, run) == 1]
+    trained = [run for run in workspace.run_names() if not artifacts.stack_of(workspace, run)]
     candidates, _ = read_candidates(workspace, trained, folds, targets, task)
     return next(iter(sort_by_score(candidates, targets, metric)), None)
 
@@ -93,6 +100,15 @@ def num_models(workspace: Workspace, run: str) -> int:
     return sum(not artifacts.stack_of(workspace, name) for name in within)
 
 
+def is_optimistic(workspace: Workspace, run: str) -> bool:
+    """Whether the run, or one that it stands on, predicts with epochs that were chosen on the rows it is scored on."""
+    return any(
+        (artifacts.read_manifest(workspace.fold_dir(name, fold)) or {}).get("kind") == "best"
+        for name in artifacts.runs_within(workspace, run)
+        for fold in workspace.trained_folds(name)
+    )
+
+
 def refuse_rejected(workspace: Workspace, run: str) -> None:
     """Raise UserError for a round of pseudo-labels that gained nothing beyond noise."""
     path = workspace.round_path(run)
@@ -112,12 +128,24 @@ def refuse_half_made_stack(workspace: Workspace, run: str, folds: Sequence[int])
         raise UserError(f"this stack was not finished: run stack.py --name {run} --runs {' '.join(parts)}")
 
 
+def refuse_stale_stack(workspace: Workspace, run: str) -> None:
+    """Raise UserError for a stack of predictions that were made again since."""
+    folds = workspace.trained_folds(run)
+    made_of = (artifacts.read_manifest(workspace.fold_dir(run, folds[0])) or {}).get("made_of", {}) if folds else {}
+    for key, sha256 in made_of.items():
+        if match := re.fullmatch(r"run (\S+), fold (\d+), (\S+)", key):
+            manifest = artifacts.read_manifest(workspace.fold_dir(match[1], int(match[2])))
+            if manifest and manifest["files"].get(match[3], {}).get("sha256") != sha256:
+                raise UserError(f"run {run}: {key} is another one since this stack was made: run stack.py --name {run}")
+
+
 def refuse_unfinished(workspace: Workspace, run: str, folds: Sequence[int]) -> None:
     """Raise UserError unless the run has test predictions of every fold, from training on all rows."""
     limit = run_limit(workspace, run)
     refuse_half_made_stack(workspace, run, folds)
+    refuse_stale_stack(workspace, run)
     if limit:
-        raise UserError(f"a trial run on {limit} rows (python submit.py --run {run} takes it all the same)")
+        raise UserError(f"a trial run on {limit} rows: train it on all (submit.py --run {run} takes it all the same)")
     for fold in folds:
         manifest = artifacts.read_manifest(workspace.fold_dir(run, fold))
         if manifest is None:
@@ -163,8 +191,9 @@ def read_full_fit_values(
     return by_name(predictions, run, targets, task, ids)
 
 
-def read_run_tuned(workspace: Workspace, run: str, folds: Folds, targets: Targets, task: Task) -> Tuned:
-    """The run's tuning; neutral where it has none. Raises UserError when it was fitted for other columns."""
+def read_run_tuned(workspace: Workspace, run: str, folds: Folds, targets: Targets, task: Task, metric: Metric) -> Tuned:
+    """The run's tuning; neutral where it has none. Raises UserError when it was fitted for other columns or another
+    metric."""
     text = artifacts.read_tuned_text(workspace, run, int(folds.fold.min()))
     if not text:
         return Tuned(task=task, names=targets.names)
@@ -172,6 +201,8 @@ def read_run_tuned(workspace: Workspace, run: str, folds: Folds, targets: Target
     tuned = read_tuned(text, str(path))
     if (tuned.task, tuned.names) != (task, targets.names):
         raise UserError(f"{path}: fitted for other targets than competition.yaml and train.csv now give: stack again")
+    if not tuned.is_neutral and tuned.metric != metric.name:
+        raise UserError(f"{path}: tuned for {tuned.metric}, the metric is {metric.name} now: run stack.py --name {run}")
     return tuned
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -174,10 +175,14 @@ def finish_averages(
 # Teachers
 
 
-def load_teachers(
-    workspace: Workspace, number: int, config: Config, fold_stamp: str
-) -> dict[str, tuple[str, nn.Module, ModelCard]]:
-    """For each run of `distill_from`: sha256 of its weights, its model of this very fold, and its card.
+@dataclass(frozen=True)
+class Teacher:
+    weights_sha256: str
+    models: list[tuple[nn.Module, ModelCard]]
+
+
+def load_teachers(workspace: Workspace, number: int, config: Config, fold_stamp: str) -> dict[str, Teacher]:
+    """For each run of `distill_from` its models of this very fold, all that it predicts with.
 
     Out-of-fold predictions of the training rows would not do: fold j's come from a model that saw fold `number`.
     """
@@ -188,17 +193,16 @@ def load_teachers(
         if manifest is None:
             raise UserError(f"{folder}: distill_from names run {run}, which is not trained there: run train.py for it")
         refuse_unsafe_teacher(manifest, run, number, fold_stamp)
-        name = max(manifest["weights"], key=manifest["weights"].get)  # of several snapshots the weightiest, or first
-        artifacts.verify_files(folder, manifest, [name])
-        model, card = load_model(folder / name)
-        teachers[run] = (manifest["files"][name]["sha256"], model, card)
+        artifacts.verify_files(folder, manifest, list(manifest["weights"]))
+        models = [load_model(folder / name) for name in manifest["weights"]]
+        teachers[run] = Teacher(manifest["weights_sha256"], models)
     return teachers
 
 
 def make_terms(
     model: nn.Module,
     averages: Averages,
-    teachers: dict[str, tuple[str, nn.Module, ModelCard]],
+    teachers: dict[str, Teacher],
     rows: TrainingRows,
     card: ModelCard,
     config: Config,
@@ -210,7 +214,7 @@ def make_terms(
     terms: list[Term] = []
     if teachers:
         refuse_other_outputs(teachers, card)
-        models = [(teacher, its_card) for _, teacher, its_card in teachers.values()]
+        models = [model for teacher in teachers.values() for model in teacher.models]
         loss = choose_loss(config.loss, card.task)
         weight, temperature = config.distill_weight, config.distill_temperature
         terms.append(distillation(models, card, loss, temperature, weight, device, precision))
@@ -221,16 +225,19 @@ def make_terms(
     return terms
 
 
-def refuse_other_outputs(teachers: dict[str, tuple[str, nn.Module, ModelCard]], card: ModelCard) -> None:
-    for run, (_, _, its_card) in teachers.items():
-        if (its_card.task, its_card.names) != (card.task, card.names):
-            raise UserError(f"distill_from: run {run} was trained for other targets than train.csv now gives")
+def refuse_other_outputs(teachers: dict[str, Teacher], card: ModelCard) -> None:
+    for run, teacher in teachers.items():
+        for _, its_card in teacher.models:
+            if (its_card.task, its_card.names) != (card.task, card.names):
+                raise UserError(f"distill_from: run {run} was trained for other targets than train.csv now gives")
 
 
 def make_unlabelled_batches(
     paths: Sequence, config: Config, number: int, device: torch.device
 ) -> tuple[DataLoader, DataLoader]:
     """Two loaders of the same test images in the same order, augmented differently."""
+    if sum(Path(path).is_file() for path in paths) < 2:  # BatchNorm cannot train on one
+        raise UserError(f"consistency_weight learns from test images, and fewer than 2 of {len(paths)} are there")
     size = config.image_size
     augment = train_transform(config.augment, size, config.hflip, config.vflip, config.rotate90)
     batch_size = min(config.batch_size, len(paths))

@@ -33,6 +33,14 @@ def test_where_less_is_better_the_smaller_error_wins():
     assert simplest_within_noise(RMSE, targets, {"near": near, "far": far}) == "near"
 
 
+def test_a_score_that_is_undefined_is_passed_over():
+    spearman = resolve_metric("spearman", "regression")
+    targets = np.random.default_rng(0).normal(size=(50, 1)).astype(np.float32)
+    constant, noisy = np.zeros_like(targets), targets + 0.1
+    assert simplest_within_noise(spearman, targets, {"constant": constant, "noisy": noisy}) == "noisy"
+    assert simplest_within_noise(spearman, targets, {"constant": constant, "other": constant + 1}) == "constant"
+
+
 def test_a_choice_that_is_optimistic_is_shown_but_never_taken_by_itself():
     targets = make_targets()
     candidates = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from kfold.intervals import bootstrap_interval, is_gain, paired_difference, simplest_within_noise
+from kfold.intervals import bootstrap_interval, paired_difference, simplest_within_noise, verdict
 from kfold.metrics import Metric
 
 OPTIMISTIC = ("best",)  # chosen on the very rows it is scored on: shown, never taken by itself
@@ -48,13 +48,6 @@ def compare_candidates(
             row["verdict"] = f"optimistic: chosen on these rows; {row.get('verdict', '')}".rstrip("; ")
         rows.append(row | {"milliseconds": candidate.milliseconds, "chosen": name == chosen})
     return chosen, pd.DataFrame(rows)
-
-
-def verdict(metric: Metric, difference: tuple[float, float, float]) -> str:
-    _, low, high = difference
-    if is_gain(metric, difference):
-        return "better beyond noise"
-    return "within noise" if low <= 0 <= high or np.isnan(low) else "worse beyond noise"
 
 
 def choice_table(what: str, metric_name: str, rows: pd.DataFrame) -> str:

@@ -42,6 +42,7 @@ class TeacherFacts:
     trained_without_fold: int | None
     weights_sha256: str
     fitted_on_oof: bool = False
+    kind: str = "last"  # of weights
 
 
 def teacher_facts(manifest: Mapping) -> TeacherFacts:
@@ -52,6 +53,7 @@ def teacher_facts(manifest: Mapping) -> TeacherFacts:
         without,
         manifest["weights_sha256"],
         bool(manifest.get("fitted_on_oof", False)),
+        manifest.get("kind", "last"),
     )
 
 
@@ -78,6 +80,11 @@ def refuse_facts(teacher: TeacherFacts, fold: int, where: str) -> None:
         raise UserError(
             f"{where}: {teacher.run} was fitted on out-of-fold rows, whose models saw fold {fold}: "
             f"name the runs that it is made of as teachers instead (climbed snapshots: predict.py --weights snapshots)"
+        )
+    if teacher.kind == "best":
+        raise UserError(
+            f"{where}: {teacher.run} predicts with the epoch that was best on fold {fold}, so it knows of that fold: "
+            f"run predict.py --run {teacher.run} --weights last first"
         )
     if teacher.trained_without_fold != fold:
         how = "on all rows" if teacher.trained_without_fold is None else f"without fold {teacher.trained_without_fold}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kfold.artifacts import ALL_DATA, Workspace, read_manifest, read_trusted, register_run
+from kfold.artifacts import ALL_DATA, Workspace, read_manifest, read_trusted, register_run, verify_files
 from kfold.config import NOT_TRAINED, Competition, Config, difference, load_config, settings_hash
 from kfold.data.folds import Folds
 from kfold.data.targets import Targets
@@ -180,19 +180,20 @@ def judge(workspace: Workspace, this: Round, data: Data, labels: Labels) -> dict
 def read_verdict(workspace: Workspace, this: Round, data: Data) -> dict | None:
     """What an earlier start came to, None where the round is not finished.
 
-    Raises UserError when it was made with other settings or its teachers were trained again since.
+    Raises UserError when it was made with other settings, or its labels are damaged.
     """
-    path = workspace.round_path(this.student)
-    if not path.exists():
+    path, numbers = workspace.round_path(this.student), range(data.folds.num_folds)
+    if not path.exists() or workspace.trained_folds(this.student) != list(numbers):
         return None
     remedy = "--overwrite makes the round again"
     saved = load_config(workspace.run_config_path(this.student))
     if changes := difference(this.config, saved, but=NOT_TRAINED):
         raise UserError(f"{path.parent}: this round was made with other settings; now {changes}: {remedy}")
-    for fold in range(data.folds.num_folds):
-        if not fits_teachers(workspace, this, data, fold):
-            pseudo_path = workspace.pseudo_path(this.student, fold)
-            raise UserError(f"{pseudo_path}: does not fit its teachers, who may have been trained again: {remedy}")
+    for fold in numbers:
+        folder = workspace.fold_dir(this.student, fold)
+        verify_files(folder, read_manifest(folder) or {"files": {}}, [workspace.pseudo_path(this.student, fold).name])
+    if not all(fits_teachers(workspace, this, data, fold) for fold in numbers):
+        print(f"round {this.number}: its teachers have other weights now than when they labelled it ({remedy})")
     try:
         verdict = json.loads(path.read_text(encoding="utf-8"))
         describe(verdict, this, data.metric.name)

@@ -20,6 +20,7 @@ from kfold.data.statistics import STATISTICS, image_statistics
 from kfold.data.tables import read_table
 from kfold.data.targets import Targets
 from kfold.ensemble.features import Pair, Source, make_features, read_embeddings
+from kfold.ensemble.nested import METHODS
 from kfold.ensemble.second_level import Rows
 from kfold.errors import UserError
 from kfold.files import atomic_write
@@ -56,6 +57,7 @@ def read_runs(
             raise UserError(f"{workspace.runs_dir}: no finished run to stack: run train.py and predict.py first")
         return found
     for place, run in enumerate(wished):
+        artifacts.refuse_odd_name(run)
         if run in wished[:place]:
             raise UserError(f"--runs: {run} is named twice: name each run once")
         if name in artifacts.runs_within(workspace, run):
@@ -66,10 +68,21 @@ def read_runs(
             refuse_unfinished(workspace, run, sorted(set(folds.fold.tolist())))
             found[run] = read_oof_values(workspace, run, folds, targets, facts.task)
         except UserError as error:
-            problems += [problem if run in problem else f"run {run}: {problem}" for problem in error.problems]
+            problems += [f"--runs {run}: {problem}" for problem in error.problems]
     if problems:
         raise UserError(problems)
     return found
+
+
+def is_fitted(workspace: Workspace, run: str) -> bool:
+    """Whether numbers of the run, or of one that it stands on, were fitted on out-of-fold rows."""
+    for name in artifacts.runs_within(workspace, run):
+        for fold in workspace.trained_folds(name):
+            manifest = artifacts.read_manifest(workspace.fold_dir(name, fold)) or {}
+            method = METHODS.get(manifest.get("method", ""))
+            if method.is_fitted if method else manifest.get("fitted_on_oof") and "method" not in manifest:
+                return True
+    return False
 
 
 # Rows
@@ -163,8 +176,9 @@ def cached_statistics(cache_path: Path, ids: Sequence[str], paths: Sequence[Path
     """`image_statistics` of the files, of which only those are read that are new or of another size than before."""
     known = pd.DataFrame(columns=["id", *STATISTICS])
     if cache_path.exists():
-        with suppress(OSError, pa.ArrowException):  # a damaged cache is made anew
-            known = pq.read_table(cache_path).to_pandas()
+        with suppress(OSError, pa.ArrowException):  # a damaged cache is made anew, as is one of other columns
+            found = pq.read_table(cache_path).to_pandas()
+            known = found if list(found) == list(known) else known
     known = known.drop_duplicates("id").set_index("id").reindex(list(ids)).astype(np.float64)
     sizes = np.array([path.stat().st_size if path.exists() else -1 for path in paths])
     stale = np.flatnonzero(known["bytes"].to_numpy() != sizes)

@@ -70,8 +70,8 @@ class Tuned(Settings):
         cells = [self.nested, self.gain, self.low, self.high, self.optimistic]
         nested, gain, low, high, optimistic = (float("nan") if cell is None else cell for cell in cells)
         return (
-            f"tuning by {self.tried}, nested: {self.metric} {nested:.5f}, gain {gain:+.5f}, 95% interval {low:+.5f} to "
-            f"{high:+.5f}: {verdict}; optimistic {optimistic:.5f}"
+            f"tuning by {self.tried}, nested: {self.metric} {nested:.5f}, difference {gain:+.5f}, 95% interval "
+            f"{low:+.5f} to {high:+.5f}: {verdict}; optimistic {optimistic:.5f}"
         )
 
 

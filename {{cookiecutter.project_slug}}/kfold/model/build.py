@@ -7,7 +7,7 @@ from pathlib import Path
 import huggingface_hub
 import timm
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from timm.data import resolve_model_data_config
 from torch import nn
 
@@ -97,6 +97,15 @@ def hub_answers(seconds: float = 5) -> bool:
     return True
 
 
+def trained_here(path: str) -> bool:
+    """Whether a weights file is one of this repository's (model/weights.py), of whatever fold."""
+    try:
+        with safe_open(path, "pt") as file:
+            return "kfold" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False  # no safetensors: none of ours
+
+
 def refuse_unfit_weights(backbone: str, pretrained_path: str) -> None:
     """Raise UserError unless the file holds every backbone parameter; timm itself would start the rest at random."""
     if not Path(pretrained_path).is_file():
@@ -115,6 +124,11 @@ def refuse_unfit_weights(backbone: str, pretrained_path: str) -> None:
     with torch.device("meta"):
         wanted = timm.create_model(backbone, num_classes=0).state_dict()
         known = timm.create_model(backbone).state_dict()
+    if trained_here(pretrained_path):
+        raise UserError(
+            f"pretrained_path '{pretrained_path}': trained by this repository, on labels of the folds that it would be "
+            f"scored on: learn from it by distill_from; trained on other data, save it again without its metadata"
+        )
     missing = [name for name in wanted if name not in found and not name.endswith(DERIVED)]
     foreign = [name for name in found if name not in known and not name.endswith(DERIVED)]
     for names, what in ((missing, "are not in it"), (foreign, "of it are none of the model's")):

@@ -113,6 +113,8 @@ def consistency(
 
     def term(step: Step) -> torch.Tensor:
         for_student, for_teacher = next(batches)
+        if len(for_student) < 2:  # the others cannot be read, and BatchNorm cannot train on one
+            return step.logits.new_zeros(())
         teacher.eval()
         with torch.no_grad():
             wanted = outputs(ask(teacher, card, for_teacher.to(device), device, precision), card.task)
@@ -133,12 +135,17 @@ def rampup(epochs_done: float, rampup_epochs: float) -> float:
 
 
 def endless_pairs(one: DataLoader, other: DataLoader, first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of the same rows from two loaders, epoch after epoch, from batch number `first` on."""
+    """Batches of the same rows from two loaders, epoch after epoch, from batch number `first` on.
+
+    Rows that cannot be read are left out: predict.py names them.
+    """
     orders: list[EpochOrder] = [one.batch_sampler, other.batch_sampler]
     epoch, start = divmod(first, len(orders[0]))
     while True:
         for order in orders:
             order.epoch, order.start = epoch, start
         for left, right in zip(one, other, strict=True):
-            yield left.images, right.images
+            bad = [row for row, _ in left.problems]
+            readable = torch.tensor([row not in bad for row in left.indices.tolist()])
+            yield left.images[readable], right.images[readable]
         epoch, start = epoch + 1, 0

@@ -62,7 +62,7 @@ def main(run: str = "baseline", weights: str = "", tta: str = "", overwrite: boo
         job = Job(workspace, run, facts, config, folds, targets, metric, numbers, manifests)
         earlier = manifests[(numbers + full)[0]].get("predicted", {})  # run again, it keeps the choices of before
         kinds = choose_from(weights or earlier.get("weights", config.select), offered_kinds(manifests), "--weights")
-        views = choose_from(tta or earlier.get("tta", config.tta), offered_views(config, tta), "--tta")
+        views = choose_from(tta or earlier.get("tta", config.tta), offered_views(config), "--tta")
         request = {"weights": kinds[0], "tta": views[0], "test_ids": ids_sha256(test_ids)}
         is_done = all(is_predicted(manifest, request) for manifest in manifests.values())
         if len(kinds) == len(views) == 1 and is_done and not overwrite:
@@ -103,10 +103,9 @@ def offered_kinds(manifests: Mapping[int, Mapping]) -> list[str]:
     return [kind for kind in KINDS if kind in there]
 
 
-def offered_views(config: Config, wish: str) -> list[str]:
-    """All sets of views; `auto` leaves out the sizes that a backbone of one size cannot take."""
-    is_out = wish == "auto" and has_fixed_input(config.backbone)
-    return [name for name in TTA_TRANSFORMS if not (is_out and name == "scales")]
+def offered_views(config: Config) -> list[str]:
+    """All sets of views, without other sizes where the backbone takes one size only."""
+    return [name for name in TTA_TRANSFORMS if name != "scales" or not has_fixed_input(config.backbone)]
 
 
 def choose_from(wish: str, offered: Sequence[str], option: str) -> list[str]:
@@ -159,7 +158,7 @@ def choose_one(
         other = f"tta={view}" if what == "weights" else f"weights={kind}"
         print(f"run {job.run}, out of fold, {other}:\n{choice_table(what, job.metric.name, table)}")
         if not wish:
-            print(f"  {what}={chosen} is the simplest within noise of the best")
+            print(f"  {what}={chosen} is the simplest within noise of the best (a choice made on these rows)")
     return chosen, table.assign(what=what)
 
 

@@ -36,7 +36,7 @@ def choose_run(
     A run of fewer models is preferred where the best, a stack, does not beat it beyond noise. Runs that are unfinished
     or rejected, or whose OOF files cannot be trusted, are left out by name. Raises UserError when none is left.
     """
-    candidates, lines = read_candidates(workspace, workspace.run_names(), folds, targets, task)
+    candidates, lines = read_candidates(workspace, folds, targets, task)
     if not candidates:
         raise UserError(lines or f"{workspace.runs_dir}: no finished run: run train.py and predict.py first")
     honest = {run: oof for run, oof in candidates.items() if not is_optimistic(workspace, run)}
@@ -67,18 +67,19 @@ def best_trained_run(
     workspace: Workspace, folds: Folds, targets: Targets, task: Task, metric: Metric
 ) -> str | None:  # fmt: skip
     """The run with the best pooled OOF score among those that are no stacks; None where there is none."""
-    trained = [run for run in workspace.run_names() if not artifacts.stack_of(workspace, run)]
-    candidates, _ = read_candidates(workspace, trained, folds, targets, task)
+    candidates, _ = read_candidates(workspace, folds, targets, task, with_stacks=False)
     return next(iter(sort_by_score(candidates, targets, metric)), None)
 
 
 def read_candidates(
-    workspace: Workspace, runs: Sequence[str], folds: Folds, targets: Targets, task: Task
+    workspace: Workspace, folds: Folds, targets: Targets, task: Task, with_stacks: bool = True
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """OOF predictions (N, C) of the runs that can be submitted or stacked, and a line on each that cannot."""
     candidates, lines = {}, []
-    for run in runs:
+    for run in workspace.run_names():
         try:
+            if artifacts.stack_of(workspace, run) and not with_stacks:
+                continue
             refuse_rejected(workspace, run)
             refuse_unfinished(workspace, run, sorted(set(folds.fold.tolist())))
             candidates[run] = read_oof_values(workspace, run, folds, targets, task)
@@ -184,6 +185,7 @@ def read_full_fit_values(
     workspace: Workspace, run: str, folds: Folds, targets: Targets, task: Task, ids: Sequence[str]
 ) -> np.ndarray:
     """Test predictions (len(ids), C) of the model that was fitted on all rows."""
+    artifacts.refuse_stack(workspace, run)
     if not workspace.has_full_fit(run):
         raise UserError(f"run {run}: no full-data fit: run train.py --fold all-data and predict.py for it first")
     wanted = np.array(ids, dtype=object)

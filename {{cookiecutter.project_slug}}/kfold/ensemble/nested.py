@@ -152,5 +152,8 @@ def comparison_table(comparison: Comparison, metric_name: str) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells]
     lines = [f"{line}{mark}".rstrip() for line, mark in zip(lines, marks, strict=True)]
-    lines.append("  nested: fitted without the fold that is scored; optimistic: fitted and scored on the same rows")
+    lines.append(
+        "  nested: fitted without the fold that is scored; optimistic: fitted and scored on the same rows; "
+        "the choice among the lines looks at these rows, too"
+    )
     return "\n".join(lines)

@@ -66,6 +66,10 @@ def refuse_unsafe_teacher(manifest: Mapping | None, run: str, fold: int, fold_st
     if manifest is None:
         raise UserError(f"run {run}, fold {fold}: is not trained, so it cannot teach: run train.py for it first")
     where = f"run {run}, fold {fold}: unsafe teacher"
+    if missing := {"run", "trained_without_fold", "fold_stamp", "weights_sha256"} - manifest.keys():
+        raise UserError(
+            f"{where}: its manifest.json lacks {min(missing)}: train that fold again (train.py --overwrite)"
+        )
     if manifest["run"] != run:
         raise UserError(f"{where}: its manifest is of run {manifest['run']}: give the folder its old name back")
     if manifest["fold_stamp"] != fold_stamp:

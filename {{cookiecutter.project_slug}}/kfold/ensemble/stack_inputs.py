@@ -50,8 +50,7 @@ def read_runs(
     line. Raises UserError when a run that was wished for cannot be used, or when there is none.
     """
     if not wished:
-        trained = [run for run in workspace.run_names() if not artifacts.stack_of(workspace, run)]
-        found, lines = read_candidates(workspace, trained, folds, targets, facts.task)
+        found, lines = read_candidates(workspace, folds, targets, facts.task, with_stacks=False)
         print("\n".join(lines), end="\n" if lines else "")
         if not found:
             raise UserError(f"{workspace.runs_dir}: no finished run to stack: run train.py and predict.py first")

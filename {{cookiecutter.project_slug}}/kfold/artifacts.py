@@ -219,6 +219,8 @@ def register_run(
     refuse_odd_name(run)
     folder, config_path = workspace.run_dir(run), workspace.run_config_path(run)
     finished = [*workspace.trained_folds(run), *([ALL_DATA] if workspace.has_full_fit(run) else [])]
+    if overwrite and set(finished) - set(folds) == {ALL_DATA}:
+        folds = [*folds, ALL_DATA]  # a full-data fit of other settings than all folds could not be told from theirs
     kept = set(finished) - (set(folds) if overwrite else set())
     if kept:
         refuse_other_settings(workspace, run, facts, config)

@@ -157,6 +157,12 @@ def test_the_full_data_fit_predicts_test_rows_and_is_refused_out_of_fold(copy_of
         submit.main(run="baseline", root=root)
 
 
+def test_all_folds_made_again_take_the_full_data_fit_back(copy_of_trained):
+    root = copy_of_trained
+    train.main(overrides=["epochs=3"], overwrite=True, root=root)
+    assert not Workspace(root).has_full_fit("baseline")
+
+
 def test_another_folds_model_put_in_the_place_of_a_fold_is_refused(copy_of_trained):
     root, workspace = copy_of_trained, Workspace(copy_of_trained)
     shutil.rmtree(workspace.fold_dir("baseline", 0))

@@ -29,6 +29,8 @@ from kfold.ensemble.tta import TTA_TRANSFORMS
 from kfold.errors import UserError, run_stage
 from kfold.files import atomic_write, locked
 from kfold.inference import Job, fold_predictions, mix, out_of_fold, predict_images, shares_of
+from kfold.intervals import score_folds
+from kfold.ledger import COLUMNS, read_ledger, record_run
 from kfold.model.build import has_fixed_input
 from kfold.predictions import Predictions, ids_sha256, write_predictions
 
@@ -136,7 +138,21 @@ def choose(job: Job, kinds: Sequence[str], views: Sequence[str]) -> tuple[str, s
         f"run {job.run}, out of fold, weights={kind}, tta={view}: {job.metric.name} {taken['score']:.5f}, 95% interval "
         f"{taken['low']:.5f} to {taken['high']:.5f}, {taken['milliseconds']:.2f} ms an image"
     )
+    if len(job.numbers) == job.folds.num_folds:
+        update_ledger(job, out_of_fold(job, kind, view).predictions)
     return kind, view
+
+
+def update_ledger(job: Job, predictions: np.ndarray) -> None:
+    """The run's row gets the scores of the weights and views that were taken."""
+    rows = {row["run"]: row for row in read_ledger(job.workspace.ledger_path)}
+    if job.run in rows:
+        groups = job.folds.group_or_none
+        scores = score_folds(job.metric, job.targets.values, predictions, job.folds.fold, groups)
+        known = {key: cell for key, cell in rows[job.run].items() if key in COLUMNS}
+        found = {"oof": scores.pooled, "oof_low": scores.low, "oof_high": scores.high}
+        by_fold = " ".join(f"{score:.5f}" for score in scores.by_fold.values())
+        record_run(job.workspace.ledger_path, {**known, **found, "fold_scores": by_fold})
 
 
 def with_plain(wishes: Sequence[str], plain: str) -> list[str]:

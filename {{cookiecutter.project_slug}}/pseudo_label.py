@@ -8,7 +8,8 @@ Writes   runs/<run>-p<r>/: fold<k>/pseudo.parquet (and all-data/, for train.py -
 
 Fold k's student learns from labels of the teachers' own models of fold k, which never saw that fold. In each round the
 student takes the first run's place as a teacher. A round is kept if its pooled out-of-fold score gains beyond noise;
-else the loop stops, and the run of before stays the current one.
+else the loop stops, and the run of before stays the current one. A kept round has a full-data fit like any run:
+train.py --config runs/<run>-p<r>/config.yaml --name <run>-p<r> --fold all-data
 """
 
 import argparse
@@ -31,6 +32,7 @@ from kfold.ensemble.pseudo_rounds import (
     Data,
     Labels,
     Round,
+    class_counts,
     describe,
     judge,
     label_folds,
@@ -78,9 +80,11 @@ def main(
             refuse_other_weights(workspace, this)
             write_labels(workspace, this, data, labels, overwrite)
             train_student(workspace, this, runs[0], overwrite)
-            verdict = judge(workspace, this, data, labels)
+            verdict = judge(workspace, this, data, class_counts(data, labels))
             atomic_write(workspace.round_path(this.student), json.dumps(verdict, indent=1) + "\n")
         print(describe(verdict, this, data.metric.name))
+        if others := [word for word in overrides if not word.startswith(("pseudo_", "cooldown_"))]:
+            print(f"  the student also differs in {' '.join(others)}: the difference is not of the pseudo-labels alone")
         if not verdict["kept"]:
             break
         current = this.student

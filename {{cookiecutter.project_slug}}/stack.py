@@ -82,6 +82,7 @@ def main(
             return
         if changes:
             print(f"stack {name}: made again, because these changed: {', '.join(shorten(changes, limit=5))}")
+        print(f"stack {name}: {len(methods)} methods on {', '.join(oof)}", flush=True)
         inputs = read_inputs(workspace, facts, folds, targets, oof, sources, features)
         groups = folds.group_or_none
         comparison = compare(inputs.rows, list(oof), targets.values, facts.task, metric, groups, methods, optimistic)
@@ -139,7 +140,8 @@ def summarize(stack: Stack, nested: np.ndarray, minutes: float) -> None:
     """Print the table of all folds, and write the stack's row of the ledger."""
     settings, name, metric = stack.settings, stack.name, stack.metric
     scores = score_folds(metric, stack.targets.values, nested, stack.folds.fold, stack.folds.group_or_none)
-    print(f"\nstack {name}, {settings.method}, out of fold, nested:\n{cv_table(metric.name, scores)}")
+    origin = "chosen as the best on these rows" if settings.method == BEST_SINGLE else "nested"
+    print(f"\nstack {name}, {settings.method}, out of fold, {origin}:\n{cv_table(metric.name, scores)}")
     row = {
         "run": name,
         "config_difference": f"stack of {' '.join(settings.stack_of)}: method={settings.method}",

@@ -59,6 +59,9 @@ def main(
     workspace = Workspace(root)
     facts = load_competition(workspace.competition_path)
     output = output or workspace.submission_path
+    if all_data and not run:
+        fitted = [name for name in workspace.run_names() if workspace.has_full_fit(name)]
+        raise UserError(f"--all-data: say of which --run; with a full-data fit there are {', '.join(fitted) or 'none'}")
     refuse_raw_data(output, workspace.data_path(facts, ""))
     sample_path = workspace.data_path(facts, facts.sample_submission_csv)
 

@@ -114,13 +114,15 @@ def refuse_rejected(workspace: Workspace, run: str) -> None:
     """Raise UserError for a round of pseudo-labels that gained nothing beyond noise."""
     path = workspace.round_path(run)
     if not path.exists():
+        if read_yaml(workspace.run_config_path(run)).get("pseudo_from"):
+            raise UserError("its round of pseudo-labels is not judged: run pseudo_label.py again")
         return
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))["kept"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged: run pseudo_label.py for this round again with --overwrite") from None
     if not kept:
-        raise UserError(f"its round of pseudo-labels gained nothing beyond noise (--run {run} takes it all the same)")
+        raise UserError("its round of pseudo-labels gained nothing beyond noise (name it to take it all the same)")
 
 
 def refuse_half_made_stack(workspace: Workspace, run: str, folds: Sequence[int]) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,8 +15,10 @@ from kfold.artifacts import ALL_DATA
 from kfold.ensemble.pseudo import NUM_BINS, PseudoRows, confidence, label_rows, make_targets, rows_per_class, select
 from kfold.ensemble.pseudo_files import (
     TeacherFacts,
+    content_sha256,
     fits,
     read_pseudo,
+    read_stamped,
     refuse_unsafe_teacher,
     teacher_facts,
     write_pseudo,
@@ -271,13 +274,36 @@ def test_the_origin_is_what_the_manifests_say_and_not_the_folder(tmp_path):
         assert len(read(path, fold=ALL_DATA, teachers=teachers).ids) == 3
 
 
+def restamped(table: pa.Table) -> pa.Table:
+    """As someone would write it who also mends the stamp of the content."""
+    content = content_sha256(table.replace_schema_metadata(None))
+    return table.replace_schema_metadata({**table.schema.metadata, b"kfold.content": content.encode()})
+
+
+def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path):
+    """Before its fold is trained, no manifest vouches for the file."""
+    path = tmp_path / "pseudo.parquet"
+    write(path)
+    whole, noise = path.read_bytes(), np.random.default_rng(0)
+    expected = read_stamped(path)[0]
+    for place in range(0, len(whole), 11):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(noise.integers(8))
+        path.write_bytes(damaged)
+        try:
+            found = read_stamped(path)[0]
+        except UserError:
+            continue
+        pd.testing.assert_frame_equal(found, expected)
+
+
 def test_a_missing_and_a_damaged_file_are_named(tmp_path):
     path = tmp_path / "pseudo.parquet"
     assert "no such file: run pseudo_label.py" in refusal(path)
     write(path)
     path.write_bytes(path.read_bytes()[:-9])
     assert "damaged" in refusal(path)
-    pq.write_table(pq_table(tmp_path).drop_columns(["w_dog"]), path)
+    pq.write_table(restamped(pq_table(tmp_path).drop_columns(["w_dog"])), path)
     assert "column 'w_dog' is missing" in refusal(path)
 
 
@@ -319,7 +345,10 @@ def test_one_row_by_a_foreign_teacher_spoils_the_file(tmp_path):
     path = tmp_path / "pseudo.parquet"
     table = pq_table(tmp_path)
     folds = pa.array([1, 0, 1], pa.int32())
-    pq.write_table(table.set_column(table.column_names.index("teacher_fold"), "teacher_fold", folds), path)
+    mixed = table.set_column(table.column_names.index("teacher_fold"), "teacher_fold", folds)
+    pq.write_table(mixed, path)
+    assert "its content is not what it is stamped with" in refusal(path)
+    pq.write_table(restamped(mixed), path)
     assert "id 'NA' (1 such rows): its teacher saw fold 1: it was trained without fold 0" in refusal(path)
 
 

@@ -249,7 +249,7 @@ def test_a_metric_without_a_tuner_stays_untuned():
     values, targets = drawn("binary", 60)
     tuned = tune("binary", resolve_metric("roc_auc", "binary"), values, targets, folds_of(60))
     assert (tuned.tried, tuned.is_neutral) == ("", True)
-    assert tuned.describe() == "tuning: none suits roc_auc"
+    assert tuned.describe() == "no tuning applies to roc_auc"
 
 
 def test_an_undefined_score_is_stored_as_none_and_nothing_adopted():

@@ -45,7 +45,8 @@ def geometric_mean(rows: Rows, targets: np.ndarray, task: Task, metric: Metric) 
 def rank_mean(rows: Rows, targets: np.ndarray, task: Task, metric: Metric) -> Fitted:
     """Mean over the runs of each row's rank within its fold and column, in (0, 1); equal values share their mean rank.
 
-    Within the fold, because the models of different folds are not calibrated alike. Rows of multiclass are scaled to
+    Within the fold, because the models of different folds are not calibrated alike. It takes each fold, and the test
+    set, to have the same mix of classes: fit for metrics of order such as AUC. Rows of multiclass are scaled to
     sum 1, as probabilities must.
     """
 

@@ -123,7 +123,10 @@ def compare(
         line |= dict(zip(("difference", "difference_low", "difference_high"), gain, strict=True))
         line["optimistic"] = metric.function(targets, optimistic_predictions(fit, rows, targets, task, metric))
         lines.append(line)
-    chosen = simplest_within_noise(metric, targets, {BEST_SINGLE: singles[best], **nested}, groups)
+    eligible = {BEST_SINGLE: singles[best], **nested}
+    if metric.takes == "labels":
+        eligible.pop("rank_mean", None)  # ranks are no probabilities: where a label begins depends on the class mix
+    chosen = simplest_within_noise(metric, targets, eligible, groups)
     return Comparison(pd.DataFrame(lines), nested, fitted, best, chosen)
 
 

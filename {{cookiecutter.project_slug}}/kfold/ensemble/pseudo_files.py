@@ -6,6 +6,7 @@ near copies of half of the training rows in the test set, 6 seeds: labels by all
 out of fold and 0.61 on fresh rows, labels by each fold's own model 0.61 and 0.61.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -135,7 +136,13 @@ def write_pseudo(
     columns["teacher_run"] = pa.array([provenance[0]] * len(rows.ids), pa.string())
     columns["teacher_fold"] = pa.array([ALL_DATA if fold is None else fold] * len(rows.ids), pa.int32())
     columns["teacher_weights_sha256"] = pa.array([provenance[1]] * len(rows.ids), pa.string())
-    stamps = {"fold_stamp": fold_stamp, "task": task, "names": json.dumps(list(names)), "config_hash": config_hash}
+    stamps = {
+        "content": content_sha256(pa.table(columns)),
+        "fold_stamp": fold_stamp,
+        "task": task,
+        "names": json.dumps(list(names)),
+        "config_hash": config_hash,
+    }
     table = pa.table(columns).replace_schema_metadata({f"kfold.{key}": value for key, value in stamps.items()})
     atomic_write(path, lambda temporary: pq.write_table(table, temporary))
 
@@ -180,14 +187,26 @@ def read_stamped(path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
     """The columns and the stamps. Raises UserError on a missing or damaged file."""
     try:
         table = pq.read_table(path)
+        metadata = table.schema.metadata or {}
+        stamps = {key.decode()[6:]: value.decode() for key, value in metadata.items() if key.startswith(b"kfold.")}
+        table = table.replace_schema_metadata(None)
+        is_whole = content_sha256(table) == stamps.get("content")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: run pseudo_label.py, it makes the labels and trains on them") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:  # of the bytes of text, too
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: damaged, cannot be read ({reason}): {REMEDY}") from None
-    metadata = table.schema.metadata or {}
-    stamps = {key.decode()[6:]: value.decode() for key, value in metadata.items() if key.startswith(b"kfold.")}
-    return table.replace_schema_metadata(None).to_pandas(), stamps
+    if not is_whole:
+        raise UserError(f"{path}: damaged or changed by hand (its content is not what it is stamped with): {REMEDY}")
+    return table.to_pandas(), stamps
+
+
+def content_sha256(table: pa.Table) -> str:
+    """sha256 (hex) of all cells. The file's own: until its fold is done, no manifest vouches for it."""
+    found = hashlib.sha256()
+    for name in table.column_names:
+        found.update(json.dumps([name, table[name].to_pylist()]).encode())
+    return found.hexdigest()
 
 
 def bad_provenance(path: Path, table: pd.DataFrame, fold: int, teachers: Sequence[TeacherFacts]) -> list[str]:

@@ -12,7 +12,7 @@ from kfold.data.targets import Targets
 from kfold.ensemble.pseudo import PseudoRows, label_rows, rows_per_class
 from kfold.ensemble.pseudo_files import TeacherFacts, fits, read_teachers, teacher_facts, write_pseudo
 from kfold.errors import UserError
-from kfold.files import locked
+from kfold.files import atomic_write, locked
 from kfold.intervals import is_gain, paired_difference
 from kfold.metrics import Metric
 from kfold.runs import by_name, read_oof_values
@@ -157,7 +157,7 @@ def fits_teachers(workspace: Workspace, this: Round, data: Data, fold: int) -> b
 # The verdict
 
 
-def judge(workspace: Workspace, this: Round, data: Data, labels: Labels) -> dict:
+def judge(workspace: Workspace, this: Round, data: Data, rows_per_class: dict[str, list[int]]) -> dict:
     """What goes into round.json: pooled OOF scores before and after on the same rows, kept only if beyond noise."""
     before, after = (
         read_oof_values(workspace, run, data.folds, data.targets, data.facts.task)
@@ -173,7 +173,21 @@ def judge(workspace: Workspace, this: Round, data: Data, labels: Labels) -> dict
         "before": data.metric.function(truth, before),
         "after": data.metric.function(truth, after),
         **dict(zip(("difference", "low", "high"), change, strict=True)),
-        "rows_per_class": class_counts(data, labels),
+        "rows_per_class": rows_per_class,
+        "compared": compared_files(workspace, this),
+    }
+
+
+def compared_files(workspace: Workspace, this: Round) -> dict[str, list[str]]:
+    """sha256 of the out-of-fold files that a verdict rests on, fold by fold."""
+    return {
+        run: [
+            read_manifest(workspace.fold_dir(run, fold))["files"]
+            .get(workspace.predictions_path(run, fold, "oof").name, {})
+            .get("sha256", "")
+            for fold in workspace.trained_folds(run)
+        ]
+        for run in (this.teachers[0], this.student)
     }
 
 
@@ -197,9 +211,16 @@ def read_verdict(workspace: Workspace, this: Round, data: Data) -> dict | None:
     try:
         verdict = json.loads(path.read_text(encoding="utf-8"))
         describe(verdict, this, data.metric.name)
+        if not isinstance(verdict["kept"], bool):
+            raise TypeError("kept")
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged: delete it, and the round is judged again") from None
-    print(f"round {this.number}: done before (--overwrite makes it again)")
+    if verdict.get("compared") != compared_files(workspace, this):
+        print(f"round {this.number}: done before; judged again, because it was predicted or trained again since")
+        verdict = judge(workspace, this, data, verdict["rows_per_class"])
+        atomic_write(path, json.dumps(verdict, indent=1) + "\n")
+    else:
+        print(f"round {this.number}: done before (--overwrite makes it again)")
     return verdict
 
 

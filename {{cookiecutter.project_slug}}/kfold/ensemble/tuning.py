@@ -65,7 +65,7 @@ class Tuned(Settings):
     def describe(self) -> str:
         """One line: what was tried, what it gains nested, and the optimistic score last."""
         if not self.tried:
-            return f"tuning: none suits {self.metric}"
+            return f"no tuning applies to {self.metric}"
         verdict = "beyond noise, adopted" if not self.is_neutral else "within noise or worse, not adopted"
         cells = [self.nested, self.gain, self.low, self.high, self.optimistic]
         nested, gain, low, high, optimistic = (float("nan") if cell is None else cell for cell in cells)

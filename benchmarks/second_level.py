@@ -21,7 +21,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import HistGradientBoostingClassifier, StackingClassifier
 from sklearn.linear_model import LogisticRegression
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "{{cookiecutter.project_slug}}"))
+sys.path.insert(0, str(next(Path(__file__).resolve().parents[1].glob("*/kfold")).parent))
 
 from kfold.ensemble.blend import MOST_STEPS, hill_climb
 from kfold.ensemble.nested import METHODS, nested_predictions

@@ -63,11 +63,9 @@ def main(
     test_csv, sample_csv = (workspace.data_path(facts, name) for name in (facts.test_csv, facts.sample_submission_csv))
     test_ids = np.array(read_test_ids(test_csv, sample_csv, facts.id_column), object)
     oof = read_runs(workspace, runs, name, folds, targets, facts)
-    fitted_runs = [run for run in oof if is_fitted(workspace, run)]
-    optimistic = [run for run in oof if is_optimistic(workspace, run)]
+    fitted_runs, optimistic = find_doubtful(workspace, list(oof))
     methods = fitting_methods(facts.task, len(oof), bool(fitted_runs))
     refuse_wishes(method, features, methods)
-    print_warnings(fitted_runs, optimistic)
     features = [group for group in FEATURE_GROUPS if group in features or (group == "embeddings" and embeddings)]
     sources = read_sources(workspace, facts, folds, test_ids, features, embeddings or workspace.embeddings_path)
     made_of = {"runs": " ".join(oof), "method": method, "features": " ".join(features), "metric": metric.name}
@@ -105,7 +103,10 @@ def main(
         summarize(stack, nested, minutes)
 
 
-def print_warnings(fitted_runs: Sequence[str], optimistic: Sequence[str]) -> None:
+def find_doubtful(workspace: Workspace, runs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The runs that were fitted on out-of-fold rows, and those whose score is optimistic; both are said."""
+    fitted_runs = [run for run in runs if is_fitted(workspace, run)]
+    optimistic = [run for run in runs if is_optimistic(workspace, run)]
     if fitted_runs:
         print(
             f"{', '.join(fitted_runs)}: fitted on out-of-fold rows already; what is fitted on top could not be scored "
@@ -113,6 +114,7 @@ def print_warnings(fitted_runs: Sequence[str], optimistic: Sequence[str]) -> Non
         )
     for run in optimistic:
         print(f"run {run}: {OPTIMISM}; blends with it are a little optimistic, too")
+    return fitted_runs, optimistic
 
 
 def refuse_wishes(method: str, features: Sequence[str], methods: Sequence[str]) -> None:

@@ -59,9 +59,7 @@ def main(
     workspace = Workspace(root)
     facts = load_competition(workspace.competition_path)
     output = output or workspace.submission_path
-    if all_data and not run:
-        fitted = [name for name in workspace.run_names() if workspace.has_full_fit(name)]
-        raise UserError(f"--all-data: say of which --run; with a full-data fit there are {', '.join(fitted) or 'none'}")
+    refuse_unnamed_full_fit(workspace, run, all_data)
     refuse_raw_data(output, workspace.data_path(facts, ""))
     sample_path = workspace.data_path(facts, facts.sample_submission_csv)
 
@@ -110,6 +108,12 @@ def main(
         print(upload_file(facts.kaggle_competition, output, message or f"{run}: out of fold {score}"))
     elif facts.kaggle_competition:
         print('next: python submit.py --upload -m "what is new"')
+
+
+def refuse_unnamed_full_fit(workspace: Workspace, run: str, all_data: bool) -> None:
+    if all_data and not run:
+        fitted = [name for name in workspace.run_names() if workspace.has_full_fit(name)]
+        raise UserError(f"--all-data: say of which --run; with a full-data fit there are {', '.join(fitted) or 'none'}")
 
 
 def refuse_raw_data(output: Path, data_dir: Path) -> None:

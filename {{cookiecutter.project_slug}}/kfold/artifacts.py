@@ -19,6 +19,7 @@ from kfold.config import (
     RUN_NAME,
     Competition,
     Config,
+    Settings,
     build_settings,
     difference,
     load_competition,
@@ -192,11 +193,13 @@ def refuse_mixed(parts: Sequence[Predictions], run: str) -> None:
         raise UserError(f"run {run}: its folds differ in their prediction columns: train it again")
 
 
-def stamps(fold_stamp: str, config: Config, task: str, weights_sha256: str, weights: str, tta: str) -> dict[str, str]:
-    """What a prediction file says of its origin. weights: their kind; tta: the views."""
+def stamps(
+    fold_stamp: str, settings: Settings, task: str, weights_sha256: str, weights: str, tta: str
+) -> dict[str, str]:
+    """What a prediction file says of its origin. weights: their kind; tta: the views; a stack has "-" for both."""
     return {
         "fold_stamp": fold_stamp,
-        "config_hash": settings_hash(config),
+        "config_hash": settings_hash(settings),
         "weights_sha256": weights_sha256,
         "task": task,
         "weights": weights,
@@ -362,19 +365,6 @@ def register_stack(workspace: Workspace, run: str, facts: Competition, settings:
     atomic_write(workspace.run_config_path(run), settings_to_yaml(settings))
     atomic_write(folder / "competition.yaml", settings_to_yaml(facts))
     atomic_write(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
-
-
-def stack_stamps(fold_stamp: str, settings: StackSettings, task: str, weights_sha256: str) -> dict[str, str]:
-    """What a stack's prediction file says of its origin; it has no views and no kind of weights."""
-    return {
-        "fold_stamp": fold_stamp,
-        "config_hash": settings_hash(settings),
-        "weights_sha256": weights_sha256,
-        "task": task,
-        "weights": "-",
-        "tta": "-",
-        "versions": json.dumps(environment()),
-    }
 
 
 def read_tuned_text(workspace: Workspace, run: str, number: int) -> str:

@@ -126,7 +126,7 @@ def write_fold(stack: Stack, part: StackFold, minutes: float) -> None:
     workspace, settings, folds, targets = stack.workspace, stack.settings, stack.folds, stack.targets
     folder, valid = workspace.fold_dir(stack.name, part.number), folds.fold == part.number
     weights = sha256_of(stack.made_of, settings.method, part)
-    stamps = artifacts.stack_stamps(folds.stamp, settings, stack.facts.task, weights)
+    stamps = artifacts.stamps(folds.stamp, settings, stack.facts.task, weights, "-", "-")
     oof_path, test_path = (workspace.predictions_path(stack.name, part.number, rows) for rows in ("oof", "test"))
     write_predictions(oof_path, Predictions(folds.ids[valid], part.oof, targets.names, stamps, folds.fold[valid]))
     write_predictions(test_path, Predictions(stack.test_ids, part.test, targets.names, stamps))

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 import torch
 
 from kfold.artifacts import Workspace
@@ -23,7 +24,7 @@ from kfold.config import Competition, load_competition
 from kfold.data.augment import eval_transform
 from kfold.data.folds import read_folds
 from kfold.data.images import image_path
-from kfold.data.loader import EpochOrder, Images, make_loader
+from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
 from kfold.data.tables import read_test_ids, shorten
 from kfold.errors import UserError, run_stage
 from kfold.files import atomic_write, file_sha256
@@ -137,11 +138,11 @@ def embed_images(
     device = choose_device()
     paths = [image_path(image_dir, image_id, image_suffix) for image_id in ids]
     images = Images(paths, np.zeros((len(ids), 0)), eval_transform(card.image_size), card.image_size)
-    batches = make_loader(images, EpochOrder(len(ids), BATCH_SIZE, False), NUM_WORKERS, device)
+    loader = make_loader(images, EpochOrder(len(ids), BATCH_SIZE, False), NUM_WORKERS, device)
+    batches = tqdm(read_batches(loader), f"embed {image_dir.name}", len(loader), disable=None, leave=False)
     on_problem = None if unreadable is None else unreadable.__setitem__
     precision = choose_precision("auto", device)
-    title = f"embed {image_dir.name}"
-    features = predict_logits(model.to(device), batches, [same], card, device, precision, on_problem, title)[0]
+    features = predict_logits(model.to(device), batches, [same], card, device, precision, on_problem)[0]
     if features.ndim != 2:
         raise UserError(f"backbone '{card.backbone}': gives features of shape {tuple(features.shape)}: use another one")
     return features.numpy()

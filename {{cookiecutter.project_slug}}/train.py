@@ -6,40 +6,43 @@ Writes   runs/<name>/config.yaml, competition.yaml, environment.json, and for ea
          runs/<name>/fold<k>/: last, best[, ema, swa, snapshot1..n].safetensors, oof.parquet, log.csv, and
          manifest.json (last: "done"); runs/ledger.csv once every fold is there
 
+Started again after any interruption it goes on from the last saved state (state.pt, every 10 minutes and at the end of
+each epoch) and ends with the same bytes. SIGTERM, Ctrl-C and --time-limit save at the next batch and exit with 75.
+
 --fold all-data trains on every row, for test predictions alone (runs/<name>/all-data/). seed=1..3 trains three runs,
 <name>-seed1 to -seed3: a seed ensemble for stack.py.
 """
 
 import argparse
+import hashlib
+import json
 import re
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
 
 import competition
 from kfold import artifacts
+from kfold.adopt import adopt_run
 from kfold.artifacts import Workspace
-from kfold.config import Competition, Config, difference, load_competition, load_config
+from kfold.config import Competition, Config, difference, load_competition, load_config, settings_hash
 from kfold.data.folds import Folds, read_folds, take_rows
+from kfold.data.loader import EpochOrder
 from kfold.data.targets import Targets
 from kfold.errors import UserError, run_stage
-from kfold.files import atomic_write, file_sha256, locked
+from kfold.files import atomic_write, locked
+from kfold.finish import predict_file, write_log, write_results, write_skipped, write_weights
+from kfold.forecast import TimeForecast, bytes_needed, refuse_full_disk
 from kfold.intervals import score_folds
 from kfold.ledger import record_run
 from kfold.metrics import Metric
 from kfold.model.build import refuse_unknown_backbone
-from kfold.model.weights import ModelCard, weights_to_bytes
-from kfold.predictions import Predictions, write_predictions
+from kfold.model.weights import copy_weights, weights_to_bytes
 from kfold.report.tables import cv_table
 from kfold.setup import (
-    finish_averages,
     gather_rows,
     load_teachers,
     make_averages,
@@ -48,12 +51,16 @@ from kfold.setup import (
     make_model,
     make_recipe,
     make_terms,
+    rows_sha256,
 )
-from kfold.training.loop import fit, predict_logits, same, to_target_units
+from kfold.stopping import Stop, parse_seconds
+from kfold.training.loop import fit
 from kfold.training.losses import choose_loss
 from kfold.training.optimizers import make_optimizer
-from kfold.training.precision import Precision, choose_device, choose_precision
+from kfold.training.precision import Precision, choose_device, choose_precision, make_deterministic
+from kfold.training.saver import Saver
 from kfold.training.schedules import cycle_ends
+from kfold.training.state import EpochResult, Training
 
 ROOT = Path(__file__).resolve().parent
 
@@ -65,8 +72,14 @@ def main(
     name: str = "",
     overwrite: bool = False,
     root: Path = ROOT,
+    stop: Stop | None = None,
+    resume_from: Path | None = None,
 ) -> None:
-    """Train one fold ("0", "1", ...), "all" or "all-data" of the experiment; folds that are done are left alone."""
+    """Train one fold ("0", "1", ...), "all" or "all-data" of the experiment; folds that are done are left alone.
+
+    Raises Interrupted, with the state saved, when `stop` says so. resume_from: a folder with earlier runs.
+    """
+    stop = stop or Stop()
     workspace = Workspace(root)
     facts = load_competition(workspace.competition_path)
     config_path = config_path or workspace.config_path("baseline")
@@ -88,17 +101,16 @@ def main(
     artifacts.refuse_stack(workspace, run)
     artifacts.register_run(workspace, run, facts, config, numbers, overwrite)
     trained = False
-    for number in numbers:
-        with locked(workspace.fold_dir(run, number)):
+    if resume_from is not None:
+        trained = adopt_run(workspace, resume_from, run, numbers, config, folds.stamp)
+    for position, number in enumerate(numbers):
+        with locked(workspace.fold_dir(run, number)), stop.listening():
             if artifacts.is_done(workspace, run, number, folds.stamp):
+                artifacts.delete_states(workspace, run, number)  # a kill may have come between the manifest and this
                 print(f"run {run}, {fold_name(number)}: done before (--overwrite trains it again)")
                 continue
-            try:
-                train_fold(workspace, run, number, facts, config, folds, targets, metric)
-            except torch.OutOfMemoryError:
-                raise UserError(
-                    f"{fold_name(number)}: the GPU's memory is full: lower batch_size or image_size"
-                ) from None
+            stop.check()
+            train_fold(workspace, run, number, facts, config, folds, targets, metric, stop, len(numbers) - position)
             trained = True
     if numbers == [artifacts.ALL_DATA]:
         print(f"next: python predict.py --run {run}")
@@ -131,14 +143,16 @@ def train_fold(
     folds: Folds,
     targets: Targets,
     metric: Metric,
+    stop: Stop,
+    folds_left: int,
 ) -> None:
     """Train on every fold but `number`, predict that one, and write the fold's files, the manifest last.
 
-    number: ALL_DATA holds no row out and leaves no out-of-fold predictions.
+    number: ALL_DATA holds no row out and leaves no out-of-fold predictions. An interrupted fold goes on from its state.
     """
     # Over 60 lines on purpose: the recipe of a fold, read top to bottom.
-    started = time.perf_counter()
     device = choose_device()
+    make_deterministic(config.deterministic)
     precision = choose_precision(config.precision, device)
     loss_function = choose_loss(config.loss, facts.task)
     valid = folds.fold == number
@@ -153,95 +167,109 @@ def train_fold(
     model = make_model(config, len(targets.names), number).to(device)
     card = make_card(model, config, facts.task, targets.names, targets.values[~valid])
     optimizer = make_optimizer(config.optimizer, model, config.lr, config.weight_decay)
-    averages = make_averages(model, config)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
+    training = Training(model, optimizer, scaler, make_averages(model, config), config.accumulate)
     teachers = load_teachers(workspace, number, config, folds.stamp)
-    terms = make_terms(model, averages, teachers, rows, card, config, number, device, precision)
+    teachers_sha256 = {name: teacher.weights_sha256 for name, teacher in teachers.items()}
     recipe = make_recipe(config, number, bool(teachers))
     ends = cycle_ends(config.epochs, config.num_cycles) if config.schedule == "cosine_cycles" else []
+
+    needed = bytes_needed(model, optimizer, training.averages, len(ends), folds_left)
+    print(f"  forecast: {refuse_full_disk(workspace.fold_dir(run, number), needed)}")
+    saver = Saver(
+        training,
+        workspace.state_path(run, number),
+        workspace.previous_state_path(run, number),
+        state_identity(run, number, config, folds.stamp, rows_sha256(rows), teachers_sha256, device, precision),
+        partial(workspace.weights_path, run, number),
+        stop,
+        config.save_minutes,
+        config.save_batches,
+    )
+    if resumed := saver.restore():
+        print(f"  {resumed}")
+    order: EpochOrder = train_batches.batch_sampler
+    first_step, num_steps = order.steps_before(training.epoch, training.batch), order.steps_before(config.epochs)
+    terms = make_terms(model, training.averages, teachers, rows, card, config, number, device, precision, first_step)
+    forecast = TimeForecast(
+        num_steps, num_steps - first_step, order.num_batches(0), valid.sum() / len(rows.train_ids), folds_left, stop
+    )
+
+    def between_batches() -> None:
+        forecast.between_batches()
+        saver.between_batches()
 
     def score(predictions: np.ndarray) -> float:
         return metric.function(truth, predictions)
 
-    log, best, by_kind = [], None, {}  # by_kind: validation predictions of each weights file
-    for result, predictions in fit(
-        model, card, optimizer, loss_function, train_batches, valid_batches, score, recipe, device, precision,
-        averages, terms,
-    ):  # fmt: skip
-        log.append(result)
-        atomic_write(workspace.log_path(run, number), pd.DataFrame(map(asdict, log)).to_csv(index=False))
-        kinds = [f"snapshot{ends.index(result.epoch) + 1}"] if result.epoch in ends else []
-        if predictions is not None and (best is None or metric.better(result.score, best)):
-            best = result.score
-            kinds.append("best")
-        for kind in kinds:
-            atomic_write(workspace.weights_path(run, number, kind), weights_to_bytes(model, card))
-        by_kind |= dict.fromkeys([*kinds, "last"], predictions)
-        validation = f", validation loss {result.valid_loss:.4f}, {metric.name} {result.score:.5f}"
-        print(
-            f"  epoch {result.epoch}/{config.epochs}: loss {result.train_loss:.4f}"
-            f"{'' if predictions is None else validation}, {result.images_per_second:.0f} images/s"
-        )
-    atomic_write(workspace.weights_path(run, number, "last"), weights_to_bytes(model, card))
-    for kind, average in finish_averages(averages, train_batches, card, recipe, device).items():
-        atomic_write(workspace.weights_path(run, number, kind), weights_to_bytes(average, card))
-        by_kind[kind] = predict_valid(average, valid_batches, card, device, precision)
+    try:
+        for result in fit(
+            training, card, loss_function, train_batches, valid_batches, score, recipe, device, precision, terms,
+            between_batches,
+        ):  # fmt: skip
+            if result.epoch in ends:
+                kind = f"snapshot{ends.index(result.epoch) + 1}"
+                content = weights_to_bytes(copy_weights(model), card)
+                atomic_write(workspace.weights_path(run, number, kind), content)
+                training.snapshots[kind] = hashlib.sha256(content).hexdigest()
+            best = training.best_score
+            if valid_batches is not None and (best is None or metric.better(result.score, best)):
+                training.best_score, training.best_weights = result.score, copy_weights(model)
+            write_log(workspace.log_path(run, number), training)
+            saver.save()
+            print(describe_epoch(result, config.epochs, metric.name))
+    finally:
+        write_skipped(workspace.skipped_path(run, number), training, rows.train_ids)
 
-    minutes = (time.perf_counter() - started) / 60
+    write_log(workspace.log_path(run, number), training)
+    kinds = write_weights(workspace, run, number, training, card, recipe, train_batches, device, stop.check)
     facts_of_fold = {
         "task": facts.task,
         "device": device.type,
         "precision": str(precision.dtype)[6:],
         "metric": metric.name,
-        "minutes": round(minutes, 3),
-        "images_per_second": round(float(np.median([result.images_per_second for result in log])), 1),
-        "teachers": {name: teacher.weights_sha256 for name, teacher in teachers.items()},
+        "minutes": round(sum(result.seconds for result in training.log) / 60, 3),
+        "images_per_second": round(float(np.median([result.images_per_second for result in training.log])), 1),
+        "teachers": teachers_sha256,
     }
-    write_results(workspace, run, number, config, folds, targets, by_kind, score, facts_of_fold)
+    predict = partial(
+        predict_file, valid_batches=valid_batches, device=device, precision=precision, between_batches=stop.check
+    )
+    write_results(workspace, run, number, config, folds, targets, kinds, predict, score, facts_of_fold)
+    artifacts.delete_states(workspace, run, number)
 
 
-def predict_valid(
-    model: nn.Module, valid_batches: DataLoader | None, card: ModelCard, device: torch.device, precision: Precision
-) -> np.ndarray | None:
-    """Predictions (N, C) of the held-out rows; None where none are held out."""
-    if valid_batches is None:
-        return None
-    return to_target_units(predict_logits(model, valid_batches, [same], card, device, precision)[0], card).numpy()
-
-
-def write_results(
-    workspace: Workspace,
+def state_identity(
     run: str,
     number: int,
     config: Config,
-    folds: Folds,
-    targets: Targets,
-    by_kind: dict[str, np.ndarray | None],
-    score: Callable[[np.ndarray], float],
-    facts_of_fold: dict,
-) -> None:
-    """oof.parquet from the selected weights, and the manifest of all files."""
-    folder, valid = workspace.fold_dir(run, number), folds.fold == number
-    kinds = (
-        [kind for kind in by_kind if kind.startswith("snapshot")] if config.select == "snapshots" else [config.select]
+    fold_stamp: str,
+    rows_digest: str,
+    teachers_sha256: Mapping[str, str],
+    device: torch.device,
+    precision: Precision,
+) -> dict[str, str]:
+    """What a saved state belongs to, and what its bytes depend on."""
+    return {
+        "run": run,
+        "fold": str(number),
+        "config_hash": settings_hash(config),
+        "fold_stamp": fold_stamp,
+        "rows_sha256": rows_digest,
+        "teachers": json.dumps(teachers_sha256),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        "precision": str(precision.dtype)[6:],
+        **artifacts.environment(),
+    }
+
+
+def describe_epoch(result: EpochResult, epochs: int, metric_name: str) -> str:
+    validation = f", validation loss {result.valid_loss:.4f}, {metric_name} {result.score:.5f}"
+    return (
+        f"  epoch {result.epoch}/{epochs}: loss {result.train_loss:.4f}"
+        f"{'' if np.isnan(result.valid_loss) else validation}, {result.images_per_second:.0f} images/s"
+        + (f", {result.skipped} batches skipped (not finite)" if result.skipped else "")
     )
-    weights_names = {kind: workspace.weights_path(run, number, kind).name for kind in by_kind}
-    names = [*weights_names.values(), workspace.log_path(run, number).name]
-    if config.pseudo_from:
-        names.append(workspace.pseudo_path(run, number).name)
-    shares = {weights_names[kind]: 1 / len(kinds) for kind in kinds}
-    hashes = {name: {"sha256": file_sha256(folder / name)} for name in shares}
-    task, weights_sha256 = facts_of_fold["task"], artifacts.mix_sha256(shares, hashes)
-    stamps = artifacts.stamps(folds.stamp, config, task, weights_sha256, config.select, "none")
-    origin = {key: stamps[key] for key in ("fold_stamp", "config_hash", "weights_sha256")}
-    result: dict = {"trained_without_fold": None, "score": None}
-    if number != artifacts.ALL_DATA:
-        chosen = np.mean([by_kind[kind] for kind in kinds], axis=0, dtype=np.float64).astype(np.float32)
-        oof = Predictions(folds.ids[valid], chosen, targets.names, stamps, folds.fold[valid])
-        write_predictions(workspace.predictions_path(run, number, "oof"), oof)
-        names.append("oof.parquet")
-        result = {"trained_without_fold": number, "score": score(chosen)}
-    facts_of_fold = {"run": run, **result, **origin, "kind": config.select, "weights": shares, **facts_of_fold}
-    artifacts.write_manifest(folder, facts_of_fold, names)
 
 
 def summarize(
@@ -283,7 +311,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--config", type=Path, help="an experiment (default: configs/baseline.yaml)")
     parser.add_argument("--name", default="", help="name of the run (default: the config's file name)")
     parser.add_argument("--limit", type=int, help="a trial run on this many rows, named <name>-limit<N>")
-    parser.add_argument("--overwrite", action="store_true", help="train folds again that are done")
+    parser.add_argument("--overwrite", action="store_true", help="train folds again that are done, or begun")
+    parser.add_argument("--time-limit", help="save and stop with exit code 75 after this time, e.g. 8h30m")
+    parser.add_argument("--resume-from", type=Path, help="a folder that holds runs/ of an earlier session")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of kfold/config.py, e.g. lr=1e-3")
     return parser.parse_intermixed_args()
 
@@ -305,10 +335,19 @@ if __name__ == "__main__":
     words = arguments.overrides + ([f"limit={arguments.limit}"] if arguments.limit is not None else [])
 
     def main_of_each_seed() -> None:
+        stop = Stop(parse_seconds(arguments.time_limit) if arguments.time_limit else None)
         for ending, its_words in seed_runs(words):
             base = arguments.name or (arguments.config.stem if arguments.config else "baseline")
             limit = f"-limit{arguments.limit}" if arguments.limit else ""
             name = base + ending + limit if ending else arguments.name
-            main(arguments.fold, arguments.config, its_words, name, arguments.overwrite)
+            main(
+                arguments.fold,
+                arguments.config,
+                its_words,
+                name,
+                arguments.overwrite,
+                stop=stop,
+                resume_from=arguments.resume_from,
+            )
 
     run_stage(main_of_each_seed)

@@ -107,6 +107,17 @@ class Workspace:
     def log_path(self, run: str, fold: int) -> Path:
         return self.fold_dir(run, fold) / "log.csv"
 
+    def state_path(self, run: str, fold: int) -> Path:
+        """What an interrupted fold goes on from; deleted when the fold is done."""
+        return self.fold_dir(run, fold) / "state.pt"
+
+    def previous_state_path(self, run: str, fold: int) -> Path:
+        return self.fold_dir(run, fold) / "previous.pt"
+
+    def skipped_path(self, run: str, fold: int) -> Path:
+        """The images of batches that were skipped, because their loss was not finite."""
+        return self.fold_dir(run, fold) / "skipped.csv"
+
     def round_path(self, run: str) -> Path:
         """What a round of pseudo-labels came to; its presence means "judged"."""
         return self.run_dir(run) / "round.json"
@@ -122,6 +133,14 @@ class Workspace:
     def pseudo_path(self, run: str, fold: int) -> Path:
         """The pseudo-labels that the fold trains on."""
         return self.fold_dir(run, fold) / "pseudo.parquet"
+
+    def begun_folds(self, run: str) -> list[int]:
+        """Folds that hold a saved state: their training goes on from it."""
+        states = [*self.run_dir(run).glob("*/state.pt"), *self.run_dir(run).glob("*/previous.pt")]
+        names = {path.parent.name for path in states}
+        return sorted({int(name[4:]) for name in names if re.fullmatch(r"fold\d+", name)}) + (
+            [ALL_DATA] if "all-data" in names else []
+        )
 
     def trained_folds(self, run: str) -> list[int]:
         """Folds whose manifest is written, in order, without the full-data fit."""
@@ -217,20 +236,21 @@ def register_run(
     """Save a run's settings beside its weights, once; refuse to mix settings within a run.
 
     `overwrite` first takes back the "done" of `folds`, so that a kill never leaves old results under new settings.
-    Raises UserError when other folds of the run were made with other settings, or are being trained.
+    Raises UserError when folds of the run were made, or begun, with other settings, or are being trained.
     """
     refuse_odd_name(run)
     folder, config_path = workspace.run_dir(run), workspace.run_config_path(run)
     finished = [*workspace.trained_folds(run), *([ALL_DATA] if workspace.has_full_fit(run) else [])]
     if overwrite and set(finished) - set(folds) == {ALL_DATA}:
         folds = [*folds, ALL_DATA]  # a full-data fit of other settings than all folds could not be told from theirs
-    kept = set(finished) - (set(folds) if overwrite else set())
+    kept = {*finished, *workspace.begun_folds(run)} - (set(folds) if overwrite else set())
     if kept:
         refuse_other_settings(workspace, run, facts, config)
     if overwrite:
         for number in folds:
             with locked(workspace.fold_dir(run, number)):
                 (workspace.fold_dir(run, number) / "manifest.json").unlink(missing_ok=True)
+                delete_states(workspace, run, number)
         if set(folds) != {ALL_DATA}:
             for path in (workspace.round_path(run), workspace.choices_path(run)):
                 path.unlink(missing_ok=True)  # they speak of the weights of before
@@ -241,6 +261,12 @@ def register_run(
         atomic_write(config_path, settings_to_yaml(config))
         atomic_write(folder / "competition.yaml", settings_to_yaml(facts))
         atomic_write(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
+
+
+def delete_states(workspace: Workspace, run: str, number: int) -> None:
+    """They are large, and of no use to a fold that is done or to be trained anew."""
+    for path in (workspace.previous_state_path(run, number), workspace.state_path(run, number)):
+        path.unlink(missing_ok=True)
 
 
 def refuse_other_settings(workspace: Workspace, run: str, facts: Competition, config: Config) -> None:
@@ -275,7 +301,10 @@ def refuse_odd_name(run: str) -> None:
 
 
 def write_manifest(
-    folder: Path, facts: Mapping[str, object], file_names: Sequence[str], files: Mapping[str, Mapping] | None = None
+    folder: Path,
+    facts: Mapping[str, object],
+    file_names: Sequence[str],
+    files: Mapping[str, Mapping] | None = None,
 ) -> None:
     """Write manifest.json: the facts, and sha256 and size of the named files. Its presence means "done".
 

@@ -22,7 +22,12 @@ FoldScheme = Literal[
 ]  # fmt: skip
 FOLDS_COLUMNS = ("id", "fold", "group", "duplicate_group")  # folds.csv's own columns; the targets come after them
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # also what Kaggle's data sets keep of a file name
-NOT_TRAINED = ("num_workers", "tta")  # settings that may change without changing a run's weights
+NOT_TRAINED = (
+    "num_workers",
+    "save_minutes",
+    "save_batches",
+    "tta",
+)  # settings that may change without changing a run's weights
 
 
 class Settings(BaseModel):
@@ -106,6 +111,7 @@ class Config(Settings):
     # Optimisation
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(32, ge=2)  # images a step
+    accumulate: int = Field(1, ge=1)  # parts that a batch is split into, to need less memory; 2 images a part at least
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(3e-4, gt=0)  # peak learning rate
     weight_decay: float = Field(0.0, ge=0)
@@ -143,7 +149,10 @@ class Config(Settings):
 
     # Machine
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: by device, reason printed
+    deterministic: bool = True  # on a GPU: the same bytes from the same settings, at some cost in speed
     num_workers: int = Field(2, ge=0, le=64)  # loader processes; changes speed only, never a batch
+    save_minutes: float = Field(10.0, gt=0)  # between two saves of the state, and one at each epoch's end
+    save_batches: int = Field(0, ge=0)  # also after so many batches; 0: by time alone
 
     # Prediction
     tta: Literal["none", "hflip", "flips", "d4", "scales"] = "none"  # test-time views, see kfold/ensemble/tta.py
@@ -152,6 +161,10 @@ class Config(Settings):
     def check_choices(self) -> "Config":
         if self.pretrained_path and not self.pretrained:
             raise ValueError("pretrained_path is given but pretrained is false: drop one of them")
+        if self.accumulate > self.batch_size // 2:
+            raise ValueError(
+                f"accumulate={self.accumulate} leaves fewer than 2 images a part of batch_size={self.batch_size}"
+            )
         if self.num_cycles > 1 and self.schedule != "cosine_cycles":
             raise ValueError(f"num_cycles={self.num_cycles} needs schedule=cosine_cycles, not {self.schedule}")
         if self.num_cycles > self.epochs:
@@ -294,7 +307,7 @@ def settings_to_yaml(settings: Settings) -> str:
 
 
 def settings_hash(settings: Settings) -> str:
-    """sha256 (hex) of all values that the trained weights depend on: not num_workers (speed only) and tta (later)."""
+    """sha256 (hex) of all values that the trained weights depend on, without those of NOT_TRAINED."""
     values = {key: value for key, value in settings.model_dump(mode="json").items() if key not in NOT_TRAINED}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from tqdm import tqdm
 
 from kfold.artifacts import ALL_DATA, Workspace
 from kfold.config import Competition, Config
 from kfold.data.augment import eval_transform
 from kfold.data.folds import Folds
 from kfold.data.images import image_path
-from kfold.data.loader import EpochOrder, Images, make_loader
+from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
 from kfold.data.targets import Targets
 from kfold.ensemble.blend import hill_climb
 from kfold.ensemble.choice import Candidate
@@ -122,14 +123,15 @@ def predict_images(
     paths = [image_path(image_dir, image_id, job.facts.image_suffix) for image_id in ids]
     images = Images(paths, np.zeros((len(ids), 0)), eval_transform(card.image_size), card.image_size)
     order = EpochOrder(len(ids), 2 * job.config.batch_size, False)
+    title = f"{image_dir_name} {folder.name} {name.split('.')[0]} {view}"
+    loader = make_loader(images, order, job.config.num_workers, device)
     logits = predict_logits(
         model.to(device),
-        make_loader(images, order, job.config.num_workers, device),
+        tqdm(read_batches(loader), title, len(loader), disable=None, leave=False),
         views,
         card,
         device,
         choose_precision(job.config.precision, device),
         None if unreadable is None else unreadable.__setitem__,
-        title=f"{image_dir_name} {folder.name} {name.split('.')[0]} {view}",
     )
     return to_target_units(logits, card).numpy().mean(axis=0)

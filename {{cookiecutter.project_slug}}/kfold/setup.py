@@ -1,5 +1,6 @@
 """One fold put together from its settings, for train.py: rows, batches, model, averages, teachers."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +23,21 @@ from kfold.ensemble.pseudo import PseudoRows
 from kfold.ensemble.pseudo_files import read_pseudo, read_teachers, refuse_unsafe_teacher, teacher_facts
 from kfold.errors import UserError
 from kfold.model.build import build_model, input_statistics
-from kfold.model.weights import ModelCard, load_model, normalize
+from kfold.model.weights import ModelCard, load_model
 from kfold.seeds import seed_of
-from kfold.training.averaging import make_ema, make_swa, refresh_batch_norm
-from kfold.training.loop import Averages, Recipe
+from kfold.training.averaging import make_ema, make_swa
+from kfold.training.loop import Recipe
 from kfold.training.losses import choose_loss
 from kfold.training.objectives import Term, consistency, distillation, endless_pairs
 from kfold.training.precision import Precision
+from kfold.training.state import Averages
 
 
 @dataclass(frozen=True)
 class TrainingRows:
     """The images of a fold, with targets (N, C). Training rows: real ones first, pseudo-labelled test rows after."""
 
+    train_ids: np.ndarray
     train_paths: np.ndarray
     train_targets: np.ndarray
     train_weights: np.ndarray  # (N, C), of each target in the loss
@@ -50,7 +53,7 @@ def gather_rows(
     valid = folds.fold == number
     train_dir, test_dir = (workspace.data_path(facts, name) for name in (facts.train_images, facts.test_images))
     paths = np.array([image_path(train_dir, image_id, facts.image_suffix) for image_id in folds.ids])
-    train_paths, train_targets = paths[~valid], targets.values[~valid]
+    train_ids, train_paths, train_targets = folds.ids[~valid], paths[~valid], targets.values[~valid]
     weights = np.ones_like(train_targets)
     unlabelled = []
     if config.pseudo_from or config.consistency_weight:
@@ -60,10 +63,12 @@ def gather_rows(
     if config.pseudo_from:
         pseudo = read_pseudo_of_fold(workspace, run, number, config, facts.task, folds, targets.names, test_ids)
         pseudo_paths = [image_path(test_dir, image_id, facts.image_suffix) for image_id in pseudo.ids]
+        train_ids = np.concatenate([train_ids, pseudo.ids])
         train_paths = np.concatenate([train_paths, np.array(pseudo_paths, object)])
         train_targets = np.concatenate([train_targets, pseudo.targets])
         weights = np.concatenate([weights, config.pseudo_weight * pseudo.weights])
     return TrainingRows(
+        train_ids,
         train_paths,
         train_targets,
         weights,
@@ -150,26 +155,19 @@ def make_recipe(config: Config, number: int, has_teachers: bool) -> Recipe:
     )
 
 
+def rows_sha256(rows: TrainingRows) -> str:
+    """A digest (hex) of what is trained on: ids, targets and their weights, in order."""
+    ids = "\n".join([*rows.train_ids, str(rows.num_real)]).encode()
+    arrays = (rows.train_targets, rows.train_weights)
+    return hashlib.sha256(
+        ids + b"".join(np.ascontiguousarray(array, np.float32).tobytes() for array in arrays)
+    ).hexdigest()
+
+
 def make_averages(model: nn.Module, config: Config) -> Averages:
     ema = make_ema(model, config.ema_decay) if config.ema_decay else None
     swa = make_swa(model) if config.swa_from_epoch else None
     return Averages(ema, swa, config.swa_from_epoch)
-
-
-def finish_averages(
-    averages: Averages, train_batches: DataLoader, card: ModelCard, recipe: Recipe, device: torch.device
-) -> dict[str, nn.Module]:
-    """The averaged models by kind; BatchNorm's statistics of the SWA are taken anew, on one more epoch of batches."""
-    finished = {}
-    if averages.ema is not None:
-        finished["ema"] = averages.ema.module
-    if averages.swa is not None:
-        train_batches.batch_sampler.epoch = recipe.epochs
-        torch.manual_seed(seed_of(recipe.seed, recipe.fold, "refresh"))  # dropout is on in that pass
-        images = (normalize(batch.images.to(device), card.mean, card.std) for batch in train_batches)
-        refresh_batch_norm(averages.swa.module, images)
-        finished["swa"] = averages.swa.module
-    return finished
 
 
 # Teachers
@@ -209,8 +207,9 @@ def make_terms(
     number: int,
     device: torch.device,
     precision: Precision,
+    first_step: int,
 ) -> list[Term]:
-    """What joins the supervised loss."""
+    """What joins the supervised loss, from this step on."""
     terms: list[Term] = []
     if teachers:
         refuse_other_outputs(teachers, card)
@@ -219,7 +218,7 @@ def make_terms(
         weight, temperature = config.distill_weight, config.distill_temperature
         terms.append(distillation(models, card, loss, temperature, weight, device, precision))
     if config.consistency_weight:
-        pairs = endless_pairs(*make_unlabelled_batches(rows.unlabelled_paths, config, number, device))
+        pairs = endless_pairs(*make_unlabelled_batches(rows.unlabelled_paths, config, number, device), first_step)
         weight, rampup_epochs = config.consistency_weight, config.consistency_rampup_epochs
         terms.append(consistency(model, averages.ema.module, pairs, card, weight, rampup_epochs, device, precision))
     return terms

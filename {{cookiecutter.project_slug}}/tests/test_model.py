@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from kfold.errors import UserError
 from kfold.model.build import build_model, input_statistics
-from kfold.model.weights import ModelCard, load_model, normalize, weights_to_bytes
+from kfold.model.weights import ModelCard, copy_weights, load_model, normalize, weights_to_bytes
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def make_card(**changes):
 def test_weights_that_this_repository_trained_are_no_pretrained_weights(tmp_path):
     """Fold 1's model saw fold 0: with its weights to start from, random labels scored an AUC of 0.83."""
     path = tmp_path / "last.safetensors"
-    path.write_bytes(weights_to_bytes(build_model("test_resnet", 3, 32), make_card()))
+    path.write_bytes(weights_to_bytes(copy_weights(build_model("test_resnet", 3, 32)), make_card()))
     with pytest.raises(UserError, match=r"last\.safetensors': trained by this repository.*distill_from"):
         build_model("test_resnet", 3, 32, pretrained=True, pretrained_path=str(path))
 
@@ -142,7 +142,9 @@ def test_an_unreachable_hub_is_noticed_at_once_not_retried(monkeypatch):
 
 def test_a_weights_file_rebuilds_the_same_model(tmp_path):
     model = build_model("test_efficientnet", 3, 32).eval()
-    (tmp_path / "last.safetensors").write_bytes(weights_to_bytes(model, make_card(backbone="test_efficientnet")))
+    (tmp_path / "last.safetensors").write_bytes(
+        weights_to_bytes(copy_weights(model), make_card(backbone="test_efficientnet"))
+    )
     again, card = load_model(tmp_path / "last.safetensors")
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(again(images), model(images))
@@ -150,7 +152,7 @@ def test_a_weights_file_rebuilds_the_same_model(tmp_path):
 
 
 def test_a_cut_weights_file_is_named(tmp_path):
-    content = weights_to_bytes(build_model("test_resnet", 3, 32), make_card())
+    content = weights_to_bytes(copy_weights(build_model("test_resnet", 3, 32)), make_card())
     (tmp_path / "last.safetensors").write_bytes(content[:-100])
     with pytest.raises(UserError, match=r"last\.safetensors: damaged"):
         load_model(tmp_path / "last.safetensors")

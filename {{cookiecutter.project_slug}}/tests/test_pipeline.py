@@ -123,7 +123,7 @@ def test_a_fold_folder_holds_the_contracted_files_and_a_manifest_of_them(trained
     assert set(manifest["files"]) == names
     assert manifest["trained_without_fold"] == 1
     assert list(pd.read_csv(folder / "log.csv").columns) == [
-        "epoch", "train_loss", "valid_loss", "score", "lr", "seconds", "images_per_second"
+        "epoch", "train_loss", "valid_loss", "score", "lr", "skipped", "accumulate", "seconds", "images_per_second"
     ]  # fmt: skip
     run = folder.parent
     assert {"config.yaml", "competition.yaml", "environment.json"} <= {path.name for path in run.iterdir()}

@@ -1,5 +1,10 @@
 """Batches of uint8 images in an order and with an augmentation that depend on (seed, fold, epoch, sample) alone."""
 
+import os
+import re
+import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +17,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from kfold.data.augment import apply
 from kfold.data.images import BadImage, read_image
 from kfold.seeds import seed_of
+
+SHARED_MEMORY = "/dev/shm"
+PREFETCHED = 2  # batches that PyTorch keeps ready for each loader process
 
 
 class Batch(NamedTuple):
@@ -83,6 +91,10 @@ class EpochOrder(Sampler):
         num_rows = len(self.rows_of(epoch))
         return max(1, num_rows // self.batch_size) if self.shuffle else -(-num_rows // self.batch_size)
 
+    def steps_before(self, epoch: int, batch: int = 0) -> int:
+        """How many batches come before this one, from the first epoch on."""
+        return sum(self.num_batches(earlier) for earlier in range(epoch)) + batch
+
     def __len__(self) -> int:
         return self.num_batches(self.epoch)
 
@@ -119,7 +131,18 @@ def as_is(batch: Batch) -> Batch:
 
 
 def make_loader(images: Images, order: EpochOrder, num_workers: int, device: torch.device) -> DataLoader:
-    """Batches of `images` in `order`; num_workers = 0 reads in this process. Iterating draws no global randomness."""
+    """Batches of `images` in `order`; num_workers = 0 reads in this process. Iterating draws no global randomness.
+
+    Loader processes hand batches over in shared memory: where that is too small, this process reads, and says so.
+    """
+    num_bytes = num_workers * PREFETCHED * order.batch_size * 3 * images.size**2
+    if num_bytes > (free := free_shared_memory()):
+        print(
+            f"shared memory ({SHARED_MEMORY}) has {free / 1e6:.0f} MB free, {num_workers} loader processes need "
+            f"{num_bytes / 1e6:.0f} MB: num_workers=0 (docker run --shm-size=1g gives more)",
+            file=sys.stderr,
+        )
+        num_workers = 0
     return DataLoader(
         images,
         batch_sampler=order,
@@ -128,4 +151,32 @@ def make_loader(images: Images, order: EpochOrder, num_workers: int, device: tor
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
+        worker_init_fn=leave_interrupt_to_parent,
     )
+
+
+def free_shared_memory() -> float:
+    """Bytes; infinite where the system has no such folder."""
+    return float(shutil.disk_usage(SHARED_MEMORY).free) if os.path.isdir(SHARED_MEMORY) else float("inf")
+
+
+def leave_interrupt_to_parent(_: int) -> None:
+    """Ctrl-C reaches loader processes, too: the parent decides when they end (PyTorch ends them with SIGTERM)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def read_batches(loader: DataLoader, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    """The batches of an epoch from number `start` on. Where a loader process is killed, this process goes on alone."""
+    order: EpochOrder = loader.batch_sampler
+    order.epoch, order.start = epoch, start
+    try:
+        for batch in loader:
+            start += 1
+            yield batch
+        return
+    except RuntimeError as error:
+        if not re.match(r"DataLoader worker \(pid", str(error)):
+            raise
+    print("a loader process was killed (by a signal, or memory is full): num_workers=0 from here on", file=sys.stderr)
+    loader.num_workers = 0
+    yield from read_batches(loader, epoch, start)

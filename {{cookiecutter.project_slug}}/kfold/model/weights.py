@@ -1,6 +1,7 @@
 """Weights files: safetensors, with everything needed to rebuild the model in their metadata. Never a pickle."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,10 +28,14 @@ class ModelCard:
     scale: tuple[float, ...]
 
 
-def weights_to_bytes(model: nn.Module, card: ModelCard) -> bytes:
-    """The safetensors file of a model."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return save(state, {"kfold": json.dumps(asdict(card))})
+def copy_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The model's weights as they are now, on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
+
+
+def weights_to_bytes(weights: Mapping[str, torch.Tensor], card: ModelCard) -> bytes:
+    """The safetensors file of a model's weights."""
+    return save(dict(weights), {"kfold": json.dumps(asdict(card))})
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelCard]:

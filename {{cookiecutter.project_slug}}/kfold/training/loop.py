@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from kfold.data.loader import Batch, EpochOrder
+from kfold.data.loader import Batch, EpochOrder, read_batches
 from kfold.errors import UserError
 from kfold.model.weights import ModelCard, normalize
 from kfold.seeds import seed_of
@@ -19,8 +19,10 @@ from kfold.training.losses import Loss, to_probabilities, weighted_mean
 from kfold.training.objectives import Step, Term
 from kfold.training.precision import Precision, autocast
 from kfold.training.schedules import cycle_ends, learning_rate
+from kfold.training.state import EpochResult, Training
 
 View = Callable[[torch.Tensor], torch.Tensor]
+MAX_SKIPPED_IN_ROW = 20  # float16 halves its loss scale at each: from 65,536 down to 1/16, which cures what it can
 
 
 @dataclass(frozen=True)
@@ -38,32 +40,13 @@ class Recipe:
     label_weight: float = 1.0  # of the supervised loss, beside `terms`
 
 
-@dataclass(frozen=True)
-class Averages:
-    """Copies of the model that are averaged along the way; None: not wanted."""
-
-    ema: AveragedModel | None = None
-    swa: AveragedModel | None = None
-    swa_from_epoch: int = 0  # from 1
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """One row of log.csv."""
-
-    epoch: int  # from 1
-    train_loss: float
-    valid_loss: float  # NaN without validation rows
-    score: float  # the metric on the validation fold; NaN without
-    lr: float  # at the last step
-    seconds: float  # training and validation
-    images_per_second: float  # training only
+def nothing() -> None:
+    """What is done between batches where nothing is asked for."""
 
 
 def fit(
-    model: nn.Module,
+    training: Training,
     card: ModelCard,
-    optimizer: torch.optim.Optimizer,
     loss_function: Loss,
     train_batches: DataLoader,
     valid_batches: DataLoader | None,
@@ -71,61 +54,88 @@ def fit(
     recipe: Recipe,
     device: torch.device,
     precision: Precision,
-    averages: Averages = Averages(),
     terms: Sequence[Term] = (),
-) -> Iterator[tuple[EpochResult, np.ndarray | None]]:
-    """Train `model` in place; after each epoch comes its result and its validation predictions (N, C) in row order.
+    between_batches: Callable[[], None] = nothing,
+) -> Iterator[EpochResult]:
+    """Train from where `training` stands to the last epoch, in place; after each epoch comes its row of the log.
 
-    Without `valid_batches` (the full-data fit) the predictions are None. terms: what joins the supervised loss. Targets
-    of regression are standardised with the card's offset and scale. Raises UserError on a loss that is not finite and
-    on an image that cannot be read.
+    Without `valid_batches` (the full-data fit) nothing is validated. terms: what joins the supervised loss. Targets of
+    regression are standardised with the card's offset and scale. `between_batches` is called when `training` may be
+    saved, or the work stopped: after each batch of training and of validation. Raises UserError where losses stay not
+    finite, on an image that cannot be read, and when the memory is too small for two images.
     """
-    # Over 60 lines on purpose: the training loop, read top to bottom.
     order: EpochOrder = train_batches.batch_sampler
-    scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
-    first_steps = np.cumsum([0] + [order.num_batches(epoch) for epoch in range(recipe.epochs)])
-    cycles = cycle_ends(recipe.epochs, recipe.num_cycles)
-    num_warmup_steps = min(round(recipe.warmup_epochs * first_steps[1]), int(first_steps[cycles[0]]) // 2)
-
-    for epoch in range(recipe.epochs):
-        started = time.perf_counter()
-        order.epoch = epoch
-        total_loss, num_images = torch.zeros((), device=device), 0
-        model.train()
-        where = f"fold {recipe.fold}" if recipe.fold >= 0 else "all data"
-        title = f"{where} epoch {epoch + 1}/{recipe.epochs}"
-        bar = tqdm(train_batches, desc=title, disable=None, leave=False)
-        for batch_number, batch in enumerate(bar):
-            refuse_unreadable(batch)
-            step = first_steps[epoch] + batch_number
-            lr = learning_rate(
-                recipe.schedule, step, first_steps[cycles], num_warmup_steps, recipe.peak_lr, recipe.min_lr
-            )
-            # Dropout and drop path draw from torch's generator: seeded a batch, they do not depend on what ran before.
-            torch.manual_seed(seed_of(recipe.seed, recipe.fold, epoch, batch_number, "batch"))
-            objective = Objective(loss_function, recipe.label_weight, terms, epoch + batch_number / len(bar))
-            loss = train_step(model, card, optimizer, objective, batch, lr, scaler, device, precision)
-            if averages.ema is not None:
-                averages.ema.update_parameters(model)
-            total_loss += loss * len(batch.images)
-            num_images += len(batch.images)
-            if not bar.disable and batch_number % 10 == 0:  # reading the loss waits for the device
-                speed = num_images / (time.perf_counter() - started)
-                bar.set_postfix_str(f"loss {loss.item():.4f}, lr {lr:.1e}, {speed:.0f} images/s")
-        if averages.swa is not None and epoch + 1 >= averages.swa_from_epoch:
-            averages.swa.update_parameters(model)
-        train_loss, trained_in = total_loss.item() / num_images, time.perf_counter() - started
-        if not np.isfinite(train_loss):
-            raise UserError(f"{title}: the loss is {train_loss}: lower lr, or try precision=float32")
-
-        predictions, valid_loss, valid_score = None, float("nan"), float("nan")
+    rate = make_rate(recipe, order)
+    while training.epoch < recipe.epochs:
+        num_batches = order.num_batches(training.epoch)
+        training.model.train()
+        with epoch_bar(training, recipe, num_batches) as bar:
+            resumed = time.perf_counter() - training.train_seconds
+            for batch in read_batches(train_batches, training.epoch, training.batch):
+                refuse_unreadable(batch)
+                step, lr = rate(training.epoch, training.batch)
+                epochs_done = training.epoch + training.batch / num_batches
+                objective = Objective(loss_function, recipe.label_weight, terms, step, epochs_done)
+                # Dropout and drop path draw from torch's generator: seeded a batch, they do not depend on what ran
+                # before.
+                seed = seed_of(recipe.seed, recipe.fold, training.epoch, training.batch, "batch")
+                take_step(training, card, objective, batch, lr, seed, device, precision)
+                training.batch += 1
+                training.train_seconds = time.perf_counter() - resumed
+                show(bar, training, lr)
+                between_batches()
+        started, valid_loss, valid_score = time.perf_counter(), float("nan"), float("nan")
         if valid_batches is not None:
-            logits = predict_logits(model, valid_batches, [same], card, device, precision)[0]
+            batches = read_batches(valid_batches)
+            logits = predict_logits(training.model, batches, [same], card, device, precision, None, between_batches)[0]
             valid_loss = loss_function(logits, standardized(valid_batches.dataset.targets, card)).mean().item()
-            predictions = to_target_units(logits, card).numpy()
-            valid_score = score(predictions)
-        seconds, speed = time.perf_counter() - started, num_images / trained_in
-        yield EpochResult(epoch + 1, train_loss, valid_loss, valid_score, lr, seconds, speed), predictions
+            valid_score = float(score(to_target_units(logits, card).numpy()))
+        averages = training.averages
+        if averages.swa is not None and training.epoch + 1 >= averages.swa_from_epoch:
+            averages.swa.update_parameters(training.model)
+        result = EpochResult(
+            epoch=training.epoch + 1,
+            train_loss=float(training.total_loss) / max(training.num_averaged, 1),
+            valid_loss=valid_loss,
+            score=valid_score,
+            lr=rate(training.epoch, num_batches - 1)[1],
+            skipped=training.skipped,
+            accumulate=training.accumulate,
+            seconds=training.train_seconds + time.perf_counter() - started,
+            images_per_second=training.num_images / training.train_seconds,
+        )
+        training.log.append(result)
+        training.next_epoch()
+        yield result
+
+
+def make_rate(recipe: Recipe, order: EpochOrder) -> Callable[[int, int], tuple[int, float]]:
+    """(epoch, batch), both from 0 -> the number of the step, from 0, and its learning rate."""
+    first_steps = [order.steps_before(epoch) for epoch in range(recipe.epochs + 1)]
+    ends = [first_steps[epoch] for epoch in cycle_ends(recipe.epochs, recipe.num_cycles)]
+    num_warmup_steps = min(round(recipe.warmup_epochs * first_steps[1]), ends[0] // 2)
+
+    def rate(epoch: int, batch: int) -> tuple[int, float]:
+        step = first_steps[epoch] + batch
+        return step, learning_rate(recipe.schedule, step, ends, num_warmup_steps, recipe.peak_lr, recipe.min_lr)
+
+    return rate
+
+
+def epoch_bar(training: Training, recipe: Recipe, num_batches: int) -> tqdm:
+    where = f"fold {recipe.fold}" if recipe.fold >= 0 else "all data"
+    title = f"{where} epoch {training.epoch + 1}/{recipe.epochs}"
+    return tqdm(initial=training.batch, total=num_batches, desc=title, disable=None, leave=False)
+
+
+def show(bar: tqdm, training: Training, lr: float) -> None:
+    bar.update()
+    if not bar.disable and training.batch % 10 == 0:  # reading the loss waits for the device
+        loss, speed = float(training.total_loss) / max(training.num_averaged, 1), training.num_images
+        bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, {speed / training.train_seconds:.0f} images/s")
+
+
+# One step
 
 
 @dataclass(frozen=True)
@@ -135,37 +145,141 @@ class Objective:
     loss_function: Loss
     label_weight: float = 1.0
     terms: Sequence[Term] = ()
+    step: int = 0
     epochs_done: float = 0.0
 
 
-def train_step(
-    model: nn.Module,
+class NotFinite(ArithmeticError):
+    """The loss or a gradient is NaN or infinite. rows: those of the batch; none for a mere overflow of float16."""
+
+    def __init__(self, rows: list[int]):
+        super().__init__("not a finite loss")
+        self.rows = rows
+
+
+def take_step(
+    training: Training,
     card: ModelCard,
-    optimizer: torch.optim.Optimizer,
     objective: Objective,
     batch: Batch,
     lr: float,
-    scaler: torch.amp.GradScaler,
+    seed: int,
+    device: torch.device,
+    precision: Precision,
+) -> None:
+    """Train on a batch, or skip and count it where its loss is not finite.
+
+    Where the memory is full the batch, and all later ones, are split into twice as many parts.
+    """
+    training.num_images += len(batch.images)
+    while True:
+        try:
+            with buffers_kept_on_failure(training.model):
+                torch.manual_seed(seed)
+                loss = train_step(training, card, objective, batch, lr, device, precision)
+        except NotFinite as problem:
+            count_skipped(training, problem.rows)
+            return
+        except torch.OutOfMemoryError:
+            training.optimizer.zero_grad(set_to_none=True)
+        else:
+            break
+        split_further(training, len(batch.images), device)  # here, where no traceback holds the tensors any more
+    training.total_loss = training.total_loss + loss * len(batch.images)
+    training.num_averaged += len(batch.images)
+    training.skipped_in_row = 0
+    if training.averages.ema is not None:
+        training.averages.ema.update_parameters(training.model)
+
+
+@contextmanager
+def buffers_kept_on_failure(model: nn.Module) -> Iterator[None]:
+    """A batch that fails leaves no trace in BatchNorm's statistics: NaN would stay in them for ever."""
+    before = [buffer.clone() for buffer in model.buffers()]
+    try:
+        yield
+    except (NotFinite, torch.OutOfMemoryError):
+        for buffer, value in zip(model.buffers(), before, strict=True):
+            buffer.copy_(value)
+        raise
+
+
+def train_step(
+    training: Training,
+    card: ModelCard,
+    objective: Objective,
+    batch: Batch,
+    lr: float,
     device: torch.device,
     precision: Precision,
 ) -> torch.Tensor:
-    """One step of the optimizer; the loss of the batch, still on the device."""
-    pixels = batch.images.to(device, non_blocking=True)
-    targets = standardized(batch.targets.to(device, non_blocking=True), card)
-    with autocast(device, precision):
-        logits = model(normalize(pixels, card.mean, card.std))
-    logits = logits.float()  # losses in float32: half precision rounds the log of small probabilities
-    losses = objective.loss_function(logits, targets)
-    loss = objective.label_weight * weighted_mean(losses, batch.weights.to(device, non_blocking=True))
-    for term in objective.terms:
-        loss = loss + term(Step(pixels, logits, objective.epochs_done))
+    """One step of the optimizer; the loss of the batch, still on the device. Raises NotFinite before weights change.
+
+    The parts of a batch add up to its mean loss; only BatchNorm, which sees one part at a time, knows of them.
+    """
+    optimizer, scaler = training.optimizer, training.scaler
+    optimizer.zero_grad(set_to_none=True)
+    loss = torch.zeros((), device=device)
+    parts = split_rows(len(batch.images), training.accumulate)
+    for number, part in enumerate(parts):
+        pixels = batch.images[part].to(device, non_blocking=True)
+        targets = standardized(batch.targets[part].to(device, non_blocking=True), card)
+        with autocast(device, precision):
+            logits = training.model(normalize(pixels, card.mean, card.std))
+        logits = logits.float()  # losses in float32: half precision rounds the log of small probabilities
+        losses = objective.loss_function(logits, targets)
+        weights = batch.weights.to(device, non_blocking=True)
+        part_loss = objective.label_weight * weighted_mean(losses, weights[part], weights)
+        for term in objective.terms:
+            share = len(pixels) / len(batch.images)
+            step = Step(pixels, logits, objective.step, objective.epochs_done, number, len(parts))
+            part_loss = part_loss + share * term(step)
+        scaler.scale(part_loss).backward()
+        loss += part_loss.detach()
+    scaler.unscale_(optimizer)
+    gradients = [weight.grad for weight in training.model.parameters() if weight.grad is not None]
+    if not torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients)):  # waits for the device, as the scaler does
+        scaler.update()  # lowers the scale, where there is one
+        raise NotFinite([] if scaler.is_enabled() and torch.isfinite(loss) else batch.indices.tolist())
     for group in optimizer.param_groups:
         group["lr"] = lr
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
     scaler.step(optimizer)
     scaler.update()
-    return loss.detach()
+    return loss
+
+
+def split_rows(num_rows: int, num_parts: int) -> list[slice]:
+    """Parts of a batch, alike in size, of two rows or more: BatchNorm cannot train on one."""
+    bounds = np.linspace(0, num_rows, min(num_parts, max(1, num_rows // 2)) + 1).round().astype(int).tolist()
+    return [slice(first, last) for first, last in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def split_further(training: Training, num_rows: int, device: torch.device) -> None:
+    """Twice as many parts a batch. Raises UserError when they are down to two images."""
+    parts = len(split_rows(num_rows, training.accumulate))
+    if parts == len(split_rows(num_rows, 2 * parts)):
+        raise UserError(
+            f"the memory of the {device.type} is full with 2 images: lower image_size, or take a smaller backbone"
+        )
+    training.accumulate = 2 * parts
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    print(
+        f"  the memory is full: batches of {num_rows} are split into {training.accumulate} parts from here on "
+        f"(accumulate={training.accumulate} does so from the start)"
+    )
+
+
+def count_skipped(training: Training, rows: list[int]) -> None:
+    """Note a batch that was left out. Raises UserError after many in a row."""
+    training.skipped += 1
+    training.skipped_in_row += 1
+    training.skipped_rows += [[training.epoch + 1, training.batch + 1, row] for row in rows]
+    if training.skipped_in_row == MAX_SKIPPED_IN_ROW:
+        raise UserError(
+            f"epoch {training.epoch + 1}, batch {training.batch + 1}: the loss or a gradient is not finite, "
+            f"{MAX_SKIPPED_IN_ROW} times in a row: lower lr, or try precision=float32"
+        )
 
 
 @torch.inference_mode()
@@ -177,16 +291,15 @@ def predict_logits(
     device: torch.device,
     precision: Precision,
     on_problem: Callable[[int, str], None] | None = None,
-    title: str = "",
+    between_batches: Callable[[], None] = nothing,
 ) -> torch.Tensor:
     """Logits of every view, (V, N, C) float32 on the CPU, in the data set's row order.
 
     A file that cannot be read is passed to `on_problem(row, reason)`, or raises UserError where that is None.
-    `title`: of the progress bar; none without it.
     """
     model.eval()
     outputs = []
-    for batch in tqdm(batches, desc=title, disable=None if title else True, leave=False):
+    for batch in batches:
         if on_problem is None:
             refuse_unreadable(batch)
         for row, reason in batch.problems:
@@ -194,6 +307,7 @@ def predict_logits(
         images = normalize(batch.images.to(device, non_blocking=True), card.mean, card.std)
         with autocast(device, precision):
             outputs.append(torch.stack([model(view(images)).float() for view in views]).cpu())
+        between_batches()
     return torch.cat(outputs, dim=1)
 
 

@@ -33,13 +33,15 @@ def choose_loss(name: str, task: str) -> Loss:
     return LOSSES[fitting[0] if name == "auto" else name]
 
 
-def weighted_mean(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def weighted_mean(losses: torch.Tensor, weights: torch.Tensor, whole: torch.Tensor | None = None) -> torch.Tensor:
     """Scalar mean of losses (B, 1 or C) with weights (B, C) of at least 0; 0 where all weights are 0.
 
-    A loss a row takes the row's first weight.
+    A loss a row takes the row's first weight. whole: the weights of the batch that these rows are a part of; the means
+    of its parts then add up to its mean.
     """
-    weights = weights[:, : losses.shape[1]]
-    return (losses * weights).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
+    num_columns = losses.shape[1]
+    total = (weights if whole is None else whole)[:, :num_columns].sum()
+    return (losses * weights[:, :num_columns]).sum() / total.clamp(min=torch.finfo(losses.dtype).tiny)
 
 
 def to_probabilities(logits: torch.Tensor, task: str) -> torch.Tensor:

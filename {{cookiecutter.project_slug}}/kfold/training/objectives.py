@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from kfold.data.loader import EpochOrder
+from kfold.data.loader import EpochOrder, read_batches
 from kfold.model.weights import ModelCard, normalize
 from kfold.training.losses import Loss, to_probabilities
 from kfold.training.precision import Precision, autocast
@@ -16,11 +16,14 @@ from kfold.training.precision import Precision, autocast
 
 @dataclass(frozen=True)
 class Step:
-    """One training step, after the forward pass."""
+    """One training step, or one part of its batch, after the forward pass."""
 
     pixels: torch.Tensor  # (B, S, S, 3) uint8, on the device
     logits: torch.Tensor  # (B, C) float32, with gradient
+    number: int  # of the step, from 0
     epochs_done: float  # since the start, with its fraction
+    part: int = 0  # of the batch, from 0
+    num_parts: int = 1
 
 
 Term = Callable[[Step], torch.Tensor]
@@ -106,13 +109,17 @@ def consistency(
 ) -> Term:
     """weight x the mean squared distance of student and teacher (the student's EMA) on images without labels.
 
-    batches: pairs of differently augmented images of the same rows, (B, S, S, 3) uint8. Distances are of probabilities,
-    or of standardised values for regression. The weight grows as exp(-5 (1 - t)^2) over the first epochs, as in the
-    paper: at first the teacher knows nothing.
+    batches: for each step a pair of differently augmented images of the same rows, (B, S, S, 3) uint8. Distances are of
+    probabilities, or of standardised values for regression. The weight grows as exp(-5 (1 - t)^2) over the first
+    epochs, as in the paper: at first the teacher knows nothing.
     """
+    pair_of: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of the step that is going on
 
     def term(step: Step) -> torch.Tensor:
-        for_student, for_teacher = next(batches)
+        if step.number not in pair_of:
+            pair_of.clear()
+            pair_of[step.number] = next(batches)
+        for_student, for_teacher = (images.tensor_split(step.num_parts)[step.part] for images in pair_of[step.number])
         if len(for_student) < 2:  # the others cannot be read, and BatchNorm cannot train on one
             return step.logits.new_zeros(())
         teacher.eval()
@@ -139,12 +146,10 @@ def endless_pairs(one: DataLoader, other: DataLoader, first: int = 0) -> Iterato
 
     Rows that cannot be read are left out: predict.py names them.
     """
-    orders: list[EpochOrder] = [one.batch_sampler, other.batch_sampler]
-    epoch, start = divmod(first, len(orders[0]))
+    order: EpochOrder = one.batch_sampler
+    epoch, start = divmod(first, len(order))
     while True:
-        for order in orders:
-            order.epoch, order.start = epoch, start
-        for left, right in zip(one, other, strict=True):
+        for left, right in zip(read_batches(one, epoch, start), read_batches(other, epoch, start), strict=True):
             bad = [row for row, _ in left.problems]
             readable = torch.tensor([row not in bad for row in left.indices.tolist()])
             yield left.images[readable], right.images[readable]

@@ -1,5 +1,6 @@
 """Device and number format for the machine at hand."""
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,14 @@ def choose_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def make_deterministic(wish: bool) -> None:
+    """On a GPU: choose kernels that give the same bytes each time; operations without one only warn."""
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for; read at its first use
+        torch.backends.cudnn.deterministic = wish
+        torch.use_deterministic_algorithms(wish, warn_only=True)
 
 
 def choose_precision(wish: str, device: torch.device) -> Precision:

@@ -1,0 +1,78 @@
+"""Earlier work found elsewhere: the runs of a notebook's output, mounted read-only beside the next notebook."""
+
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from kfold import artifacts
+from kfold.artifacts import Workspace
+from kfold.config import NOT_TRAINED, Config, difference, load_config, settings_hash
+from kfold.errors import UserError
+from kfold.files import atomic_write, locked
+
+
+def adopt_run(
+    workspace: Workspace, folder: Path, run: str, numbers: Sequence[int], config: Config, fold_stamp: str
+) -> bool:
+    """Copy the folds of a run that are done, or begun, below `folder` and not here yet; whether there were any.
+
+    Raises UserError where they were made with other settings or folds, or are damaged.
+    """
+    found = find_run(folder, run)
+    if found is None:
+        print(f"run {run}: nothing of it below {folder}")
+        return False
+    if changes := difference(config, load_config(found.run_config_path(run)), but=NOT_TRAINED):
+        raise UserError(f"{found.run_config_path(run)}: made with other settings; now {changes}: take back the change")
+    adopted = [number for number in numbers if adopt_fold(workspace, found, run, number, fold_stamp, config)]
+    for path_of in (Workspace.round_path, Workspace.choices_path):
+        if path_of(found, run).exists() and not path_of(workspace, run).exists():
+            copy(path_of(found, run), path_of(workspace, run))
+    return bool(adopted)
+
+
+def find_run(folder: Path, run: str) -> Workspace | None:
+    """The repository, or output folder, below `folder` that holds the run. Raises UserError without a folder."""
+    if not folder.is_dir():
+        raise UserError(f"--resume-from {folder}: no such folder: name the one that holds runs/ of the earlier session")
+    for root in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+        if Workspace(root).run_config_path(run).is_file():
+            return Workspace(root)
+    return None
+
+
+def adopt_fold(workspace: Workspace, found: Workspace, run: str, number: int, fold_stamp: str, config: Config) -> bool:
+    source, target = found.fold_dir(run, number), workspace.fold_dir(run, number)
+    manifest = artifacts.read_manifest(source)
+    names = unfinished_names(found, run, number) if manifest is None else list(manifest["files"])
+    if not names:
+        return False
+    if artifacts.read_manifest(target) is not None or number in workspace.begun_folds(run):
+        print(f"{target}: goes on from here, not from {source}")
+        return False
+    if manifest is not None:
+        artifacts.verify_files(source, manifest)
+        if (manifest["fold_stamp"], manifest["config_hash"]) != (fold_stamp, settings_hash(config)):
+            raise UserError(f"{source}: trained on other folds or with other settings than those here: train it anew")
+    with locked(target):
+        for name in names:
+            copy(source / name, target / name)
+        if manifest is not None:
+            copy(source / "manifest.json", target / "manifest.json")
+    print(f"{target}: {'done' if manifest is not None else 'begun'} in {source}, copied")
+    return True
+
+
+def unfinished_names(found: Workspace, run: str, number: int) -> list[str]:
+    """Files that an unfinished fold goes on from, the states last; the states are verified when they are used."""
+    states = [found.previous_state_path(run, number), found.state_path(run, number)]
+    if not any(path.exists() for path in states):
+        return []
+    folder = found.fold_dir(run, number)
+    others = [*sorted(folder.glob("snapshot*.safetensors")), found.pseudo_path(run, number)]
+    return [path.name for path in (*others, *states) if path.exists()]
+
+
+def copy(source: Path, target: Path) -> None:
+    atomic_write(target, partial(shutil.copyfile, source))

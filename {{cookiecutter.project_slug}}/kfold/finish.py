@@ -1,0 +1,135 @@
+"""The end of a fold's training, for train.py: weights files, out-of-fold predictions made from them, the manifest."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from kfold import artifacts
+from kfold.artifacts import Workspace
+from kfold.config import Config
+from kfold.data.folds import Folds
+from kfold.data.loader import read_batches
+from kfold.data.targets import Targets
+from kfold.files import atomic_write, file_sha256
+from kfold.model.weights import ModelCard, copy_weights, load_model, normalize, weights_to_bytes
+from kfold.predictions import Predictions, write_predictions
+from kfold.seeds import seed_of
+from kfold.training.averaging import refresh_batch_norm
+from kfold.training.loop import Recipe, predict_logits, same, to_target_units
+from kfold.training.precision import Precision
+from kfold.training.state import Training
+
+
+def write_log(path: Path, training: Training) -> None:
+    """log.csv: one row an epoch."""
+    atomic_write(path, pd.DataFrame(training.log).to_csv(index=False))
+
+
+def write_skipped(path: Path, training: Training, train_ids: np.ndarray) -> None:
+    """skipped.csv: the images of batches whose loss was not finite; no file where there were none."""
+    if training.skipped_rows:
+        rows = [(epoch, batch, train_ids[row]) for epoch, batch, row in training.skipped_rows]
+        atomic_write(path, pd.DataFrame(rows, columns=["epoch", "batch", "id"]).to_csv(index=False))
+
+
+def write_weights(
+    workspace: Workspace,
+    run: str,
+    number: int,
+    training: Training,
+    card: ModelCard,
+    recipe: Recipe,
+    train_batches: DataLoader,
+    device: torch.device,
+    between_batches: Callable[[], None],
+) -> list[str]:
+    """All weights files of the fold, but the snapshots, which are there; the kinds of all of them."""
+    weights = {"last": copy_weights(training.model)}
+    if training.best_weights:
+        weights["best"] = training.best_weights
+    if training.averages.ema is not None:
+        weights["ema"] = copy_weights(training.averages.ema.module)
+    if training.averages.swa is not None:
+        average = training.averages.swa.module
+        refresh_statistics(average, train_batches, card, recipe, device, between_batches)
+        weights["swa"] = copy_weights(average)
+    for kind, tensors in weights.items():
+        atomic_write(workspace.weights_path(run, number, kind), weights_to_bytes(tensors, card))
+    return [*weights, *training.snapshots]
+
+
+def refresh_statistics(
+    average: nn.Module,
+    train_batches: DataLoader,
+    card: ModelCard,
+    recipe: Recipe,
+    device: torch.device,
+    between_batches: Callable[[], None],
+) -> None:
+    """BatchNorm's statistics of an average of weights, taken anew on one more epoch of batches."""
+    torch.manual_seed(seed_of(recipe.seed, recipe.fold, "refresh"))  # dropout is on in that pass
+
+    def images() -> Iterator[torch.Tensor]:
+        for batch in read_batches(train_batches, recipe.epochs):
+            yield normalize(batch.images.to(device), card.mean, card.std)
+            between_batches()
+
+    refresh_batch_norm(average, images())
+
+
+def predict_file(
+    path: Path,
+    valid_batches: DataLoader,
+    device: torch.device,
+    precision: Precision,
+    between_batches: Callable[[], None],
+) -> np.ndarray:
+    """Predictions (N, C) of the held-out rows, from the weights file that the manifest will vouch for."""
+    model, card = load_model(path)
+    batches = read_batches(valid_batches)
+    logits = predict_logits(model.to(device), batches, [same], card, device, precision, None, between_batches)[0]
+    return to_target_units(logits, card).numpy()
+
+
+def write_results(
+    workspace: Workspace,
+    run: str,
+    number: int,
+    config: Config,
+    folds: Folds,
+    targets: Targets,
+    kinds: list[str],
+    predict: Callable[[Path], np.ndarray],
+    score: Callable[[np.ndarray], float],
+    facts_of_fold: Mapping[str, object],
+) -> None:
+    """oof.parquet from the selected weights, and the manifest of all files.
+
+    kinds: of the weights files that are there. predict: a weights file -> predictions (N, C) of the held-out rows.
+    """
+    folder, valid = workspace.fold_dir(run, number), folds.fold == number
+    selected = [kind for kind in kinds if kind.startswith("snapshot") or config.select != "snapshots"]
+    selected = selected if config.select == "snapshots" else [config.select]
+    paths = {kind: workspace.weights_path(run, number, kind) for kind in kinds}
+    names = [*(path.name for path in paths.values()), workspace.log_path(run, number).name]
+    optional = (workspace.pseudo_path(run, number), workspace.skipped_path(run, number))
+    names += [path.name for path in optional if path.exists()]
+    shares = {paths[kind].name: 1 / len(selected) for kind in selected}
+    hashes = {name: {"sha256": file_sha256(folder / name)} for name in shares}
+    weights_sha256 = artifacts.mix_sha256(shares, hashes)
+    stamps = artifacts.stamps(folds.stamp, config, facts_of_fold["task"], weights_sha256, config.select, "none")
+    origin = {key: stamps[key] for key in ("fold_stamp", "config_hash", "weights_sha256")}
+    result: dict = {"trained_without_fold": None, "score": None}
+    if number != artifacts.ALL_DATA:
+        chosen = np.mean([predict(paths[kind]) for kind in selected], axis=0, dtype=np.float64).astype(np.float32)
+        oof = Predictions(folds.ids[valid], chosen, targets.names, stamps, folds.fold[valid])
+        write_predictions(workspace.predictions_path(run, number, "oof"), oof)
+        names.append("oof.parquet")
+        result = {"trained_without_fold": number, "score": score(chosen)}
+    facts_of_fold = {"run": run, **result, **origin, "kind": config.select, "weights": shares, **facts_of_fold}
+    artifacts.write_manifest(folder, facts_of_fold, names)

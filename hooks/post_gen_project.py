@@ -41,7 +41,7 @@ def next_steps(project: Path, answers: dict[str, str]) -> str:
         data = ("python demo_data.py", "writes the digits into data/")
     elif answers["kaggle_competition"]:
         download = f"kaggle competitions download {answers['kaggle_competition']} -p data"
-        data = (download, "then unpack it in data/ (see README.md)")
+        data = (download, f"then python unpack.py data/{answers['kaggle_competition']}.zip")
     else:
         data = ("mkdir data", "then put the CSV files and images there (see README.md)")
     steps = [

@@ -1,4 +1,30 @@
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+@pytest.fixture
+def figures(request) -> Callable[[str], None]:
+    """figures("200 of 200 bad tables named") -> a line under "reliability" at the end of the run.
+
+    The line travels with the test's report, so it also arrives from a worker of pytest-xdist.
+    """
+    return lambda line: request.node.user_properties.append(("figure", line))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    lines = [
+        f"{report.nodeid.partition('::')[0]}: {line}"
+        for report in sorted(reports, key=lambda report: report.nodeid)
+        if report.when == "call"
+        for name, line in report.user_properties
+        if name == "figure"
+    ]
+    if lines:
+        terminalreporter.section("reliability")
+        terminalreporter.write_line("\n".join(lines))

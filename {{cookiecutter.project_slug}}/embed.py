@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 import torch
+from tqdm import tqdm
 
 from kfold.artifacts import Workspace
 from kfold.config import Competition, load_competition

@@ -4,6 +4,8 @@
 #   ./pipeline.sh                        trains baseline and a second backbone
 #   ./pipeline.sh baseline my_config     trains these; the first one goes on with pseudo-labels
 #   ROUNDS=0 ./pipeline.sh               without pseudo-labels; ROUNDS=3 for three rounds (default: 1)
+#   TIME_LIMIT=8h30m ./pipeline.sh       saves and exits with 75 when the time is up; the same command goes on from there
+#   RESUME_FROM=/kaggle/input/x ./pipeline.sh      takes over the runs of an earlier session
 #
 # PYTHON chooses the interpreter: PYTHON=.venv/bin/python ./pipeline.sh
 set -euo pipefail
@@ -13,12 +15,33 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 if [ $# -eq 0 ]; then
     if grep -q '^backbone: efficientnet_b0' configs/baseline.yaml; then set -- baseline resnet18; else set -- baseline efficientnet_b0; fi
 fi
+earlier=()
+if [ -n "${RESUME_FROM:-}" ]; then earlier=(--resume-from "$RESUME_FROM"); fi
+limit=""
+if [ -n "${TIME_LIMIT:-}" ]; then limit="$("$PYTHON" -m kfold.stopping "$TIME_LIMIT")"; fi
 
-"$PYTHON" make_folds.py
+stage() { # runs a stage; SIGTERM and Ctrl-C are passed on to it, and its exit code (75: run again) ends this script
+    "$PYTHON" "$@" &
+    local child=$! code=0
+    trap 'kill -TERM "$child" 2>/dev/null || true' TERM INT
+    wait "$child" || code=$?
+    while kill -0 "$child" 2>/dev/null; do code=0; wait "$child" || code=$?; done # a signal ends the first wait early
+    trap - TERM INT
+    if [ "$code" -eq 143 ]; then code=75; fi # killed before it could answer: nothing is lost
+    return "$code"
+}
+
+long_stage() { # a stage that trains, with what is left of the time limit
+    local left=()
+    if [ -n "$limit" ]; then left=(--time-limit "$((limit > SECONDS ? limit - SECONDS : 0))s"); fi
+    stage "$@" ${left[@]+"${left[@]}"} ${earlier[@]+"${earlier[@]}"}
+}
+
+stage make_folds.py
 for name in "$@"; do
-    "$PYTHON" train.py --config "configs/$name.yaml" --fold all
-    "$PYTHON" predict.py --run "$name"
+    long_stage train.py --config "configs/$name.yaml" --fold all
+    stage predict.py --run "$name"
 done
-if [ "${ROUNDS:=1}" -gt 0 ]; then "$PYTHON" pseudo_label.py --run "$1" --rounds "$ROUNDS"; fi
-"$PYTHON" stack.py # of all runs, but rejected rounds of pseudo-labels
-"$PYTHON" submit.py --run stack
+if [ "${ROUNDS:=1}" -gt 0 ]; then long_stage pseudo_label.py --run "$1" --rounds "$ROUNDS"; fi
+stage stack.py # of all runs, but rejected rounds of pseudo-labels
+stage submit.py --run stack

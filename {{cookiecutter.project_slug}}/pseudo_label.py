@@ -43,6 +43,7 @@ from kfold.ensemble.pseudo_rounds import (
 from kfold.errors import UserError, run_stage
 from kfold.files import atomic_write
 from kfold.runs import run_limit
+from kfold.stopping import Stop, parse_seconds
 
 ROOT = Path(__file__).resolve().parent
 
@@ -55,6 +56,8 @@ def main(
     dry_run: bool = False,
     overwrite: bool = False,
     root: Path = ROOT,
+    stop: Stop | None = None,
+    resume_from: Path | None = None,
 ) -> None:
     """Train the students of `runs`, the first of which lends its settings; rounds that are judged are left alone."""
     workspace = Workspace(root)
@@ -79,7 +82,7 @@ def main(
                 return
             refuse_other_weights(workspace, this)
             write_labels(workspace, this, data, labels, overwrite)
-            train_student(workspace, this, runs[0], overwrite)
+            train_student(workspace, this, runs[0], overwrite, stop, resume_from)
             verdict = judge(workspace, this, data, class_counts(data, labels))
             atomic_write(workspace.round_path(this.student), json.dumps(verdict, indent=1) + "\n")
         print(describe(verdict, this, data.metric.name))
@@ -175,7 +178,9 @@ def predicted_with(workspace: Workspace, this: Round) -> tuple[str, str]:
     return earlier.get("weights", ""), earlier.get("tta", "")
 
 
-def train_student(workspace: Workspace, this: Round, first: str, overwrite: bool) -> None:
+def train_student(
+    workspace: Workspace, this: Round, first: str, overwrite: bool, stop: Stop | None, resume_from: Path | None
+) -> None:
     """Train all folds, and predict with the kind of weights and the views of the run that it is compared with."""
     train.main(
         fold="all",
@@ -184,6 +189,8 @@ def train_student(workspace: Workspace, this: Round, first: str, overwrite: bool
         name=this.student,
         overwrite=overwrite,
         root=workspace.root,
+        stop=stop,
+        resume_from=resume_from,
     )
     weights, tta = predicted_with(workspace, this)
     predict.main(run=this.student, weights=weights, tta=tta, root=workspace.root)
@@ -196,6 +203,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--thresholds", nargs="+", type=float, default=[], help="one a round; the last one goes on")
     parser.add_argument("--dry-run", action="store_true", help="print how many rows would be taken, write nothing")
     parser.add_argument("--overwrite", action="store_true", help="make rounds again that are done")
+    parser.add_argument("--time-limit", help="save and stop with exit code 75 after this time, e.g. 8h30m")
+    parser.add_argument("--resume-from", type=Path, help="a folder that holds runs/ of an earlier session")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of kfold/config.py, e.g. epochs=5")
     words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]  # --run must not take them
     arguments = parser.parse_args([word for word in sys.argv[1:] if word not in words])
@@ -213,5 +222,7 @@ if __name__ == "__main__":
             arguments.overrides,
             arguments.dry_run,
             arguments.overwrite,
+            stop=Stop(parse_seconds(arguments.time_limit) if arguments.time_limit else None),
+            resume_from=arguments.resume_from,
         )
     )

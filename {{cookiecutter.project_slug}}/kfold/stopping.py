@@ -2,15 +2,17 @@
 
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from kfold.errors import Interrupted, UserError
+from kfold.errors import Interrupted, UserError, run_stage
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SAME_SIGNAL_SECONDS = 2  # a signal to a process group comes twice: from the system, and passed on by pipeline.sh
 
 
 class Stop:
@@ -34,16 +36,20 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note SIGTERM and Ctrl-C instead of ending at once; a second one ends at once."""
+        """Note SIGTERM and Ctrl-C instead of ending at once; a second one, later, ends at once."""
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may set handlers
             return
         before = {number: signal.getsignal(number) for number in SIGNALS}
+        noted_at = float("inf")
 
-        def note(number: int, _: FrameType | None) -> None:
+        def note(number: int, frame: FrameType | None) -> None:
+            nonlocal noted_at
             self.reason = f"{signal.Signals(number).name} received"
-            for each in SIGNALS:
-                signal.signal(each, before[each])
+            is_second = time.monotonic() > noted_at + SAME_SIGNAL_SECONDS
+            noted_at = min(noted_at, time.monotonic())
+            if is_second and callable(before[number]):
+                before[number](number, frame)
 
         for number in SIGNALS:
             signal.signal(number, note)
@@ -69,3 +75,11 @@ def describe_seconds(seconds: float) -> str:
         return f"{seconds:.0f}s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m"
+
+
+if __name__ == "__main__":  # for pipeline.sh
+
+    def print_seconds() -> None:
+        print(round(parse_seconds(sys.argv[1])))
+
+    run_stage(print_seconds)

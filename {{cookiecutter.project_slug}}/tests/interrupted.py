@@ -1,0 +1,103 @@
+"""A tiny experiment for every training option, to interrupt at will and compare with what was left alone."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+from test_pipeline import prepare
+
+import predict
+import pseudo_label
+import train
+from kfold.artifacts import Workspace
+from kfold.errors import Interrupted
+from kfold.stopping import Stop
+
+OPTIONS = {  # name -> key=value words; each with the loader processes that it is tried with
+    "plain": ["num_workers=0"],
+    "workers": ["num_workers=1", "drop_rate=0.3", "augment=heavy"],
+    "bfloat16": ["num_workers=0", "precision=bfloat16", "select=best"],
+    "float16": ["num_workers=2", "precision=float16"],
+    "accumulate": ["num_workers=4", "accumulate=4"],
+    "ema": ["num_workers=0", "ema_decay=0.9", "select=ema", "optimizer=sgd", "lr=0.01"],
+    "swa": ["num_workers=2", "swa_from_epoch=1", "select=swa"],
+    "snapshots": ["num_workers=0", "schedule=cosine_cycles", "num_cycles=3", "select=snapshots"],
+    "everything": [
+        "num_workers=1", "ema_decay=0.9", "swa_from_epoch=2", "schedule=cosine_cycles", "num_cycles=2",
+        "accumulate=2", "precision=bfloat16", "drop_rate=0.2", "augment=medium", "select=best", "optimizer=adamw",
+    ],
+    "pseudo": ["num_workers=0", "pseudo_from=teacher", "pseudo_threshold=0.0", "cooldown_epochs=1"],
+    "distillation": ["num_workers=2", "distill_from=teacher"],
+    "mean_teacher": ["num_workers=1", "ema_decay=0.9", "consistency_weight=1.0", "accumulate=2"],
+}  # fmt: skip
+NUM_BATCHES = 9  # of each: 3 epochs of 3 batches
+
+
+def make_base(root: Path) -> Path:
+    """A competition with a trained teacher, and the pseudo-labels that it gives."""
+    prepare(root, "multiclass", 72, 24, epochs=3, batch_size=16, warmup_epochs=0.5)
+    train.main(overrides=["epochs=1"], name="teacher", root=root)
+    predict.main(run="teacher", root=root)
+    pseudo_label.main(["teacher"], overrides=["pseudo_threshold=0.0", "epochs=2", "cooldown_epochs=1"], root=root)
+    return root
+
+
+def new_root(base: Path, folder: Path, option: str) -> Path:
+    """Everything but runs of this option; images are shared."""
+    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("data"), symlinks=True)
+    os.symlink(base / "data", folder / "data")
+    student = folder / "runs" / "teacher-p1"
+    labels = student / "fold0" / "pseudo.parquet"
+    if option == "pseudo":
+        target = folder / "runs" / "pseudo" / "fold0" / "pseudo.parquet"
+        target.parent.mkdir(parents=True)
+        shutil.copyfile(labels, target)
+    shutil.rmtree(student)
+    return folder
+
+
+def train_option(root: Path, option: str, stop: Stop | None = None, save_batches: int = 0) -> None:
+    words = [*OPTIONS[option], f"save_batches={save_batches}"]
+    train.main(fold="0", overrides=words, name=option, root=root, stop=stop)
+
+
+class StopAfter(Stop):
+    """Due after this many batches of training or validation; the end of a fold is left alone."""
+
+    def __init__(self, batches: int):
+        super().__init__()
+        self.batches = batches
+
+    @property
+    def is_due(self) -> bool:
+        self.batches -= 1
+        self.reason = "enough"
+        return self.batches <= 0
+
+    def check(self):
+        pass
+
+
+def finish_in_pieces(root: Path, option: str, batches: int) -> int:
+    """Train with a stop after so many batches each time; how many stops there were."""
+    for count in range(100):
+        try:
+            train_option(root, option, StopAfter(batches))
+            return count
+        except Interrupted:
+            pass
+    raise AssertionError("it never ends")
+
+
+def fingerprint(root: Path, run: str, fold: int = 0) -> dict[str, str]:
+    """sha256 of what must be the same bytes: weights, out-of-fold predictions, and the log but for its times."""
+    folder = Workspace(root).fold_dir(run, fold)
+    files = [*folder.glob("*.safetensors"), folder / "oof.parquet"]
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    log = pd.read_csv(folder / "log.csv", dtype=str).drop(columns=["seconds", "images_per_second"])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    told = {key: manifest[key] for key in manifest if key not in ("minutes", "images_per_second", "files")}
+    return {**found, "log": log.to_csv(), "manifest": json.dumps(told), "names": " ".join(sorted(manifest["files"]))}

@@ -1,0 +1,411 @@
+"""An interrupted training, taken up again, ends with the same bytes: weights, out-of-fold predictions and log."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from interrupted import (
+    NUM_BATCHES,
+    OPTIONS,
+    StopAfter,
+    fingerprint,
+    finish_in_pieces,
+    make_base,
+    new_root,
+    train_option,
+)
+from reliability import count
+from test_pipeline import copy_code, prepare
+
+import competition
+import train
+from kfold import artifacts, stopping
+from kfold.artifacts import Workspace
+from kfold.errors import Interrupted, UserError
+from kfold.stopping import Stop, describe_seconds, parse_seconds
+from kfold.training.state import read_state
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # 4 loader processes, on purpose
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base, tmp_path_factory):
+    """option -> the fingerprint of a training that nothing interrupted, made once."""
+    made = {}
+
+    def fingerprint_of(option: str) -> dict[str, str]:
+        if option not in made:
+            root = new_root(base, tmp_path_factory.mktemp(option) / "undisturbed", option)
+            train_option(root, option)
+            made[option] = fingerprint(root, option)
+        return made[option]
+
+    return fingerprint_of
+
+
+# Clean stops
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_training_in_pieces_ends_with_the_same_bytes(base, undisturbed, tmp_path, option):
+    root = new_root(base, tmp_path / "root", option)
+    stops = finish_in_pieces(root, option, 2)  # of two batches: every other one, of validation too, is the last one
+    assert stops >= NUM_BATCHES // 2
+    assert fingerprint(root, option) == undisturbed(option)
+    assert not list((root / "runs" / option / "fold0").glob("*.pt"))  # of no more use, and large
+
+
+def test_a_stop_after_any_batch_ends_with_the_same_bytes(base, undisturbed, tmp_path, figures):
+    options = list(OPTIONS) if count(0, 1) else ["snapshots"]
+    places = [(option, batch) for option in options for batch in range(1, NUM_BATCHES + 4)]  # and 3 of validation
+    for option, batch in places:
+        root = new_root(base, tmp_path / f"{option}{batch}", option)
+        with pytest.raises(Interrupted):
+            train_option(root, option, StopAfter(batch))
+        train_option(root, option)
+        assert fingerprint(root, option) == undisturbed(option), (option, batch)
+    figures(f"{len(places)} of {len(places)} clean stops, after every batch of {len(options)} options: same bytes")
+
+
+def test_a_stop_while_averages_are_finished_loses_nothing(base, undisturbed, tmp_path, monkeypatch):
+    root = new_root(base, tmp_path / "root", "swa")
+    calls = []
+
+    def check(self):
+        calls.append(1)
+        if len(calls) > 2:  # the first is before the fold, the second within the refreshing of BatchNorm
+            raise Interrupted("enough")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stop, "check", check)
+        with pytest.raises(Interrupted):
+            train_option(root, "swa")
+    train_option(root, "swa")
+    assert fingerprint(root, "swa") == undisturbed("swa")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 4])
+def test_the_number_of_loader_processes_may_change_on_the_way(base, undisturbed, tmp_path, num_workers):
+    root = new_root(base, tmp_path / "root", "plain")
+    with pytest.raises(Interrupted):
+        train_option(root, "plain", StopAfter(2))
+    train.main(fold="0", overrides=[f"num_workers={num_workers}"], name="plain", root=root)
+    assert fingerprint(root, "plain") == undisturbed("plain")
+
+
+# Kills
+
+
+def kill_at_random(root: Path, option: str, seconds: float, in_save: bool) -> str:
+    """Start a training and kill it after so many seconds, or within the next save after them.
+
+    "done" if it was faster, "saving" if a file was half written, else "killed".
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["interrupted"])
+    child = context.Process(target=train_option, args=(root, option, None, 1))
+    child.start()
+    child.join(seconds)
+    folder = root / "runs" / option / "fold0"
+    while in_save and child.is_alive() and not list(folder.glob(".state.pt.*.tmp")):
+        pass
+    was_alive = child.is_alive()
+    child.kill()
+    child.join()
+    if not was_alive:
+        assert child.exitcode == 0
+        return "done"
+    return "saving" if list(folder.glob(".*.tmp")) else "killed"
+
+
+def test_a_killed_training_ends_with_the_same_bytes(base, undisturbed, tmp_path, figures, capfd):
+    """SIGKILL at random moments, saves after every batch so that many hit one; up to three for a training."""
+    draw, wanted, found, trainings, names = random.Random(7), count(5, 200), [], 0, list(OPTIONS)
+    usual = dict.fromkeys(OPTIONS, 2.0)  # seconds that a training takes, learned on the way
+    while len(found) < wanted:
+        # Loader processes of a killed parent keep its lock for up to 5 s: the short form tries few of them.
+        option = names[trainings % len(names)] if wanted > 10 else ("everything", "plain", "pseudo")[trainings % 3]
+        root = new_root(base, tmp_path / f"kill{trainings}", option)
+        for _ in range(draw.randint(1, 3)):
+            started = time.monotonic()
+            verdict = kill_at_random(root, option, draw.uniform(0.05, 1.1) * usual[option], draw.random() < 0.4)
+            if verdict == "done":
+                usual[option] = time.monotonic() - started
+                break
+            found.append(verdict)
+        train_option(root, option)
+        assert fingerprint(root, option) == undisturbed(option), (option, found)
+        shutil.rmtree(root)
+        trainings += 1
+    figures(
+        f"{len(found)} of {len(found)} kills (SIGKILL) ended byte-identical, {found.count('saving')} of them inside a "
+        f"save, in {trainings} trainings over {min(trainings, len(names) if wanted > 10 else 3)} options"
+    )
+
+
+# Signals and limits, by the commands
+
+
+def test_sigterm_and_the_time_limit_save_and_exit_with_75_and_all_folds_are_picked_up(tmp_path):
+    root = prepare(copy_code(tmp_path / "a"), "multiclass", 60, 20, epochs=40, batch_size=8, num_workers=2)
+    command = [sys.executable, "train.py", "--fold", "all"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    running = subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in running.stdout:
+        if "epoch 1/40" in line:
+            break
+    sent = time.monotonic()
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 75
+    assert time.monotonic() - sent < 30
+    assert "interrupted: SIGTERM received, saved at epoch" in errors
+    assert Workspace(root).begun_folds("baseline") == [0]
+    limited = subprocess.run(
+        [*command, "--time-limit", "1s"], cwd=root, env=environment, capture_output=True, text=True
+    )
+    assert limited.returncode == 75
+    assert "goes on from epoch" in limited.stdout
+    assert "the time limit of 1s is over" in limited.stderr
+    assert "Traceback" not in errors + limited.stderr
+
+
+@pytest.mark.parametrize("to_group", [False, True])
+def test_pipeline_sh_passes_a_signal_on_and_exits_with_75(tmp_path, to_group):
+    root = prepare(copy_code(tmp_path / "a"), "multiclass", 60, 20, epochs=300, batch_size=8, num_workers=1)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHON": sys.executable}
+    running = subprocess.Popen(
+        ["./pipeline.sh", "baseline"],
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for line in running.stdout:
+        if "epoch 1/300" in line:
+            break
+    if to_group:  # as Ctrl-C in a terminal does
+        os.killpg(running.pid, signal.SIGINT)
+    else:
+        running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 75
+    assert "saved at epoch" in errors
+    assert Workspace(root).begun_folds("baseline") == [0]
+
+
+def test_pipeline_sh_shares_one_time_limit_among_its_stages(tmp_path):
+    root = prepare(copy_code(tmp_path / "a"), "multiclass", 60, 20, epochs=300, batch_size=8)
+    environment = {**os.environ, "PYTHON": sys.executable, "TIME_LIMIT": "3s"}
+    limited = subprocess.run(["./pipeline.sh", "baseline"], cwd=root, env=environment, capture_output=True, text=True)
+    assert limited.returncode == 75
+    assert "the time limit of" in limited.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("8h30m", 30600), ("45m", 2700), ("90s", 90), ("1h", 3600), ("1h1m1s", 3661), ("0s", 0)]
+)
+def test_a_time_limit_is_read_in_hours_minutes_and_seconds(text, seconds):
+    assert parse_seconds(text) == seconds
+    if seconds >= 120 and seconds % 60 == 0 or seconds < 120:
+        assert parse_seconds(describe_seconds(seconds)) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "8", "8.5h", "h", "-1h", "1m1h", "8 h"])
+def test_another_time_limit_is_refused(text):
+    with pytest.raises(UserError, match="8h30m"):
+        parse_seconds(text)
+
+
+def test_a_second_signal_ends_at_once_and_handlers_are_put_back(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+    signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        stop = Stop()
+        with stop.listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.is_due
+            os.kill(os.getpid(), signal.SIGTERM)  # the same one, passed on by someone
+            assert seen == []
+            monkeypatch.setattr(stopping, "SAME_SIGNAL_SECONDS", 0)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert seen == [signal.SIGTERM]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(seen) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# Which state is trusted
+
+
+@pytest.fixture
+def interrupted_root(base, tmp_path):
+    """A training that was stopped twice: two generations of state."""
+    root = new_root(base, tmp_path / "root", "everything")
+    for batches in (5, 3):
+        with pytest.raises(Interrupted):
+            train_option(root, "everything", StopAfter(batches))
+    return root
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_newest_state_when_damaged_is_named_and_the_older_used(interrupted_root, undisturbed, capsys):
+    damage(interrupted_root / "runs" / "everything" / "fold0" / "state.pt")
+    train_option(interrupted_root, "everything")
+    said = capsys.readouterr()
+    assert "state.pt: damaged (its sha256 differs): the state of before is used" in said.err
+    assert "(previous.pt)" in said.out
+    assert fingerprint(interrupted_root, "everything") == undisturbed("everything")
+
+
+def test_without_a_whole_state_the_fold_starts_anew_and_says_so(interrupted_root, undisturbed, capsys):
+    for name in ("state.pt", "previous.pt"):
+        damage(interrupted_root / "runs" / "everything" / "fold0" / name)
+    train_option(interrupted_root, "everything")
+    said = capsys.readouterr()
+    assert "starts anew: no saved state is whole" in said.out
+    assert said.err.count("damaged") == 2
+    assert fingerprint(interrupted_root, "everything") == undisturbed("everything")
+
+
+def test_a_damaged_snapshot_is_named_and_made_again(base, undisturbed, tmp_path, capsys):
+    root = new_root(base, tmp_path / "root", "snapshots")
+    with pytest.raises(Interrupted):
+        train_option(root, "snapshots", StopAfter(6))
+    damage(root / "runs" / "snapshots" / "fold0" / "snapshot1.safetensors")
+    train_option(root, "snapshots")
+    assert "snapshot1.safetensors: missing or damaged" in capsys.readouterr().err
+    assert fingerprint(root, "snapshots") == undisturbed("snapshots")
+
+
+def test_any_reader_opens_a_state_and_it_holds_plain_types(interrupted_root):
+    path = interrupted_root / "runs" / "everything" / "fold0" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    assert set(state) == set(read_state(path))
+    assert {"model", "optimizer", "scaler", "averages", "epoch", "batch", "best_score", "log", "identity"} <= set(state)
+
+
+def test_an_unfinished_training_is_not_mixed_with_other_settings(interrupted_root, undisturbed):
+    with pytest.raises(UserError, match="made with other settings; now lr=0.001"):
+        train.main(fold="0", overrides=[*OPTIONS["everything"], "lr=0.001"], name="everything", root=interrupted_root)
+    train_option(interrupted_root, "everything")
+    assert fingerprint(interrupted_root, "everything") == undisturbed("everything")
+
+
+def test_changed_labels_of_an_unfinished_training_are_refused_by_name(interrupted_root, monkeypatch):
+    decode = competition.decode_targets
+
+    def mirrored(table, facts):
+        targets = decode(table, facts)
+        return replace(targets, values=targets.values[:, ::-1].copy())
+
+    monkeypatch.setattr(competition, "decode_targets", mirrored)
+    with pytest.raises(UserError, match=r"state\.pt: an unfinished training with another rows_sha256.*--overwrite"):
+        train_option(interrupted_root, "everything")
+
+
+def test_overwrite_starts_an_unfinished_fold_anew(interrupted_root, undisturbed, capsys):
+    train.main(fold="0", overrides=OPTIONS["everything"], name="everything", overwrite=True, root=interrupted_root)
+    assert "goes on from" not in capsys.readouterr().out
+    assert fingerprint(interrupted_root, "everything") == undisturbed("everything")
+
+
+def test_another_version_is_said_and_the_training_goes_on(interrupted_root, monkeypatch, capsys):
+    versions = artifacts.environment()
+    monkeypatch.setattr(artifacts, "environment", lambda: {**versions, "timm": "0.0.1"})
+    train_option(interrupted_root, "everything")
+    assert f"not byte for byte as without the interruption: timm {versions['timm']} -> 0.0.1" in capsys.readouterr().out
+
+
+# Earlier outputs elsewhere
+
+
+def read_only(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        if not path.is_symlink():
+            path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+def test_outputs_of_an_earlier_session_mounted_elsewhere_are_found_and_used(base, undisturbed, tmp_path, capsys):
+    first = new_root(base, tmp_path / "input" / "notebook", "everything")
+    with pytest.raises(Interrupted):
+        train_option(first, "everything", StopAfter(5))
+    second = new_root(base, tmp_path / "working", "everything")
+    read_only(tmp_path / "input")
+    source = tmp_path / "input"
+    train.main(fold="0", overrides=OPTIONS["everything"], name="everything", root=second, resume_from=source)
+    assert "goes on from epoch 2" in capsys.readouterr().out
+    assert fingerprint(second, "everything") == undisturbed("everything")
+    third = new_root(base, tmp_path / "third", "everything")
+    train.main(
+        fold="0", overrides=OPTIONS["everything"], name="everything", root=third, resume_from=second
+    )  # a fold that is done
+    assert "done before" in capsys.readouterr().out
+    assert fingerprint(third, "everything") == undisturbed("everything")
+
+
+def test_what_is_here_already_is_not_replaced_by_an_earlier_session(interrupted_root, base, undisturbed, tmp_path):
+    earlier = new_root(base, tmp_path / "earlier", "everything")
+    with pytest.raises(Interrupted):
+        train_option(earlier, "everything", StopAfter(1))
+    train.main(fold="0", overrides=OPTIONS["everything"], name="everything", root=interrupted_root, resume_from=earlier)
+    assert fingerprint(interrupted_root, "everything") == undisturbed("everything")
+
+
+def test_an_earlier_session_with_other_settings_or_damaged_files_is_refused(base, tmp_path):
+    first = new_root(base, tmp_path / "first", "plain")
+    train_option(first, "plain")
+    second = new_root(base, tmp_path / "second", "plain")
+    with pytest.raises(UserError, match="made with other settings; now lr=0.5"):
+        train.main(fold="0", overrides=["lr=0.5"], name="plain", root=second, resume_from=first)
+    damage(first / "runs" / "plain" / "fold0" / "last.safetensors")
+    shutil.rmtree(second / "runs" / "plain")
+    with pytest.raises(UserError, match=r"last\.safetensors: damaged"):
+        train.main(fold="0", overrides=OPTIONS["plain"], name="plain", root=second, resume_from=first)
+    with pytest.raises(UserError, match="--resume-from .*: no such folder"):
+        train.main(fold="0", overrides=OPTIONS["plain"], name="plain", root=second, resume_from=tmp_path / "none")
+
+
+# Forecasts
+
+
+def test_too_small_a_disk_is_said_before_the_first_epoch(base, tmp_path, monkeypatch, capsys):
+    root = new_root(base, tmp_path / "root", "plain")
+    usage = shutil.disk_usage(root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1_000_000))
+    with pytest.raises(UserError, match="the weights and states need .* GB on the disk, 0.0 GB are free"):
+        train_option(root, "plain")
+    assert "epoch 1" not in capsys.readouterr().out
+
+
+def test_the_first_batches_forecast_the_time(base, tmp_path, capsys):
+    root = new_root(base, tmp_path / "root", "plain")
+    train_option(root, "plain", Stop(time_limit=3600))
+    said = capsys.readouterr().out
+    assert "forecast: 0s for this fold" in said or "forecast: 1s for this fold" in said
+    assert said.index("for this fold") < said.index("epoch 1/3")

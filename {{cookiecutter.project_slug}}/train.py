@@ -37,6 +37,7 @@ from kfold.metrics import Metric
 from kfold.model.build import refuse_unknown_backbone
 from kfold.model.weights import ModelCard, weights_to_bytes
 from kfold.predictions import Predictions, write_predictions
+from kfold.report.spreadsheet import to_spreadsheet
 from kfold.report.tables import cv_table
 from kfold.setup import (
     finish_averages,
@@ -168,7 +169,7 @@ def train_fold(
         averages, terms,
     ):  # fmt: skip
         log.append(result)
-        atomic_write(workspace.log_path(run, number), pd.DataFrame(map(asdict, log)).to_csv(index=False))
+        atomic_write(workspace.log_path(run, number), to_spreadsheet(pd.DataFrame(map(asdict, log))))
         kinds = [f"snapshot{ends.index(result.epoch) + 1}"] if result.epoch in ends else []
         if predictions is not None and (best is None or metric.better(result.score, best)):
             best = result.score

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kfold.ensemble.gbdt import Stacker
@@ -23,11 +23,14 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("'=+-
 
 
 @given(TEXTS)
+@example("'=1")
+@example("''-x")
 @settings(deadline=None)
 def test_no_guarded_cell_starts_a_formula_and_every_text_comes_back(text):
     guarded = guard(text)
     assert not guarded.startswith(STARTS) or is_number(guarded)
     assert unguard(guarded) == text
+    assert guard("-1.5e-3") == "-1.5e-3"
 
 
 @pytest.mark.parametrize("formula", [*FORMULAS, "harmless\r=1+1", "harmless\n=1+1"])

@@ -16,6 +16,11 @@ PROJECT = TEMPLATE / "{{cookiecutter.project_slug}}"
 sys.path.insert(0, str(PROJECT))  # kfold
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+OFFLINE = PROJECT / "tests" / "offline"  # no test reaches another machine, nor does a process that a test starts
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(OFFLINE), os.environ.get("PYTHONPATH")]))
+specification = importlib.util.spec_from_file_location("offline", OFFLINE / "sitecustomize.py")
+specification.loader.exec_module(importlib.util.module_from_spec(specification))
+
 QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
 DEFAULTS = {key: value[0] if isinstance(value, list) else value for key, value in QUESTIONS.items() if key[0] != "_"}
 DEFAULTS["project_slug"] = "digits-demo"

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import tomllib
 
@@ -204,3 +205,8 @@ def test_the_defaults_are_the_ones_the_program_has(bake):
     assert set(given) == set(type(facts).model_fields)
     defaults = {key: field.default for key, field in type(facts).model_fields.items() if not field.is_required()}
     assert {key: getattr(facts, key) for key in defaults} == defaults
+
+
+def test_the_templates_tests_run_without_a_network():
+    with pytest.raises(OSError, match="tests run without a network"):
+        socket.create_connection(("192.0.2.1", 80), timeout=0.1)

@@ -33,6 +33,7 @@ from kfold.intervals import score_folds
 from kfold.ledger import COLUMNS, read_ledger, record_run
 from kfold.model.build import has_fixed_input
 from kfold.predictions import Predictions, ids_sha256, write_predictions
+from kfold.report.spreadsheet import to_spreadsheet
 
 ROOT = Path(__file__).resolve().parent
 KINDS = ("last", "ema", "swa", "snapshots", "climbed", "best")  # in order of simplicity; best is optimistic
@@ -132,7 +133,7 @@ def choose(job: Job, kinds: Sequence[str], views: Sequence[str]) -> tuple[str, s
     tables.append(table)
     view, table = choose_one(job, "tta", with_plain(views, "none"), lambda name: (kind, name), views)
     tables.append(table)
-    atomic_write(job.workspace.choices_path(job.run), pd.concat(tables, ignore_index=True).to_csv(index=False))
+    atomic_write(job.workspace.choices_path(job.run), to_spreadsheet(pd.concat(tables, ignore_index=True)))
     taken = table[table["chosen"]].iloc[0]
     print(
         f"run {job.run}, out of fold, weights={kind}, tta={view}: {job.metric.name} {taken['score']:.5f}, 95% interval "

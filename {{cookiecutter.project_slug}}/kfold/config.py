@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -21,6 +21,7 @@ FoldScheme = Literal[
     "auto", "stratified", "group", "stratified_group", "multilabel", "binned", "time", "random"
 ]  # fmt: skip
 FOLDS_COLUMNS = ("id", "fold", "group", "duplicate_group")  # folds.csv's own columns; the targets come after them
+LONGEST_YAML = 100_000  # characters; PyYAML reads about this much a second
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # also what Kaggle's data sets keep of a file name
 NOT_TRAINED = (
     "num_workers",
@@ -197,16 +198,28 @@ class Config(Settings):
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML without surprises: `1e-3` is a number, `no` and `010` and `12:30` are text, a key given twice is refused."""
+    """YAML without surprises: `1e-3` is a number, `no` and `010` and `12:30` are text, a key given twice is refused.
+
+    So are aliases: nine lines of aliases of aliases stand for more values than any memory holds.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            line = event.start_mark.line + 1
+            raise yaml.composer.ComposerError(None, None, f"line {line}: write out what *{event.anchor} stands for")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for position, (key_node, _) in enumerate(node.value):
-            if keys[position] in keys[:position]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # refused below
+            if key in seen:
                 line = key_node.start_mark.line + 1
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"line {line}: key '{keys[position]}' is given twice", None
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"line {line}: key '{key}' is given twice", None)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -229,6 +242,9 @@ class StrictDumper(yaml.SafeDumper):
 
     yaml_implicit_resolvers = StrictLoader.yaml_implicit_resolvers
 
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # StrictLoader refuses them
+
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
@@ -250,16 +266,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
         others = sorted(other.stem for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file" + (f"; there are: {', '.join(others)}" if others else ""))
     try:
-        values = yaml.load(path.read_text(encoding="utf-8-sig"), StrictLoader)
+        values = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold `key: value` lines, not a {type(values).__name__}")
     return values
+
+
+def parse_yaml(text: str) -> Any:
+    """The values of a YAML text. Raises ValueError with one line: what is wrong, and where."""
+    if len(text) > LONGEST_YAML:
+        raise ValueError(f"{len(text):,} characters, settings have at most {LONGEST_YAML:,}")
+    try:
+        return yaml.load(text, StrictLoader)
+    except RecursionError:
+        raise ValueError("brackets within brackets, too deep") from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        # The last three: PyYAML's own, for `!!bool maybe`, `!!timestamp soon` and the like.
+        raise ValueError(" ".join(str(error).split())[:300]) from None
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -272,9 +301,9 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         if key in values:
             raise UserError(f"'{word}': {key} is given twice")
         try:
-            values[key] = yaml.load(text, StrictLoader)
-        except (yaml.YAMLError, ValueError) as error:
-            raise UserError(f"'{word}': cannot read the value: {' '.join(str(error).split())}") from None
+            values[key] = parse_yaml(text)
+        except ValueError as error:
+            raise UserError(f"'{word[:100]}': cannot read the value: {error}") from None
         if values[key] is None:
             values[key] = ""  # `pretrained_path=` empties a text
     return values

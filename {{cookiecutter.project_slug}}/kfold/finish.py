@@ -18,6 +18,7 @@ from kfold.data.targets import Targets
 from kfold.files import atomic_write, file_sha256
 from kfold.model.weights import ModelCard, copy_weights, load_model, normalize, weights_to_bytes
 from kfold.predictions import Predictions, write_predictions
+from kfold.report.spreadsheet import to_spreadsheet
 from kfold.seeds import seed_of
 from kfold.training.averaging import refresh_batch_norm
 from kfold.training.loop import Recipe, predict_logits, same, to_target_units
@@ -27,14 +28,14 @@ from kfold.training.state import Training
 
 def write_log(path: Path, training: Training) -> None:
     """log.csv: one row an epoch."""
-    atomic_write(path, pd.DataFrame(training.log).to_csv(index=False))
+    atomic_write(path, to_spreadsheet(pd.DataFrame(training.log)))
 
 
 def write_skipped(path: Path, training: Training, train_ids: np.ndarray) -> None:
     """skipped.csv: the images of batches whose loss was not finite; no file where there were none."""
     if training.skipped_rows:
         rows = [(epoch, batch, train_ids[row]) for epoch, batch, row in training.skipped_rows]
-        atomic_write(path, pd.DataFrame(rows, columns=["epoch", "batch", "id"]).to_csv(index=False))
+        atomic_write(path, to_spreadsheet(pd.DataFrame(rows, columns=["epoch", "batch", "id"])))
 
 
 def write_weights(

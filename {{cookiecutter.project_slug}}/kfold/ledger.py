@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from kfold.errors import UserError
 from kfold.files import atomic_write
+from kfold.report.spreadsheet import guard, unguard
 
 COLUMNS = (
     "run",
@@ -25,7 +25,6 @@ COLUMNS = (
     "images_per_second",
     "leaderboard",  # entered by hand, or left empty
 )
-FORMULA = re.compile(r"[=+\-@\t\r]")  # how a cell starts that a spreadsheet would run
 
 
 def record_run(path: Path, row: Mapping[str, object]) -> None:
@@ -82,7 +81,7 @@ def read_ledger(path: Path) -> list[dict[str, str]]:
 def ledger_text(rows: list[dict[str, str]]) -> str:
     own = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in COLUMNS]
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, [*COLUMNS, *own], restval="", lineterminator="\n")
+    writer = csv.DictWriter(file, [*COLUMNS, *own], restval="", lineterminator="\r\n")
     writer.writeheader()
     writer.writerows({key: guard(cell) for key, cell in row.items()} for row in rows)
     return file.getvalue()
@@ -92,20 +91,3 @@ def to_text(value: object) -> str:
     if value is None or value != value:  # NaN: an interval that is undefined
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def guard(cell: str) -> str:
-    """A leading apostrophe before text that a spreadsheet would take for a formula; numbers stay."""
-    return f"'{cell}" if FORMULA.match(cell) and not is_number(cell) else cell
-
-
-def unguard(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and FORMULA.match(cell[1:]) else cell
-
-
-def is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

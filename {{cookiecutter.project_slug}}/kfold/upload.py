@@ -1,5 +1,6 @@
 """Hands a checked submission to Kaggle's own command, which keeps the account's key."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -36,7 +37,7 @@ def upload(slug: str, path: Path, message: str) -> str:
         raise UserError(f"kaggle: no answer in {SECONDS} s: look at `kaggle competitions submissions {slug}`") from None
     except OSError as error:
         raise UserError(f"kaggle: cannot be started ({error.strerror}): install it again") from None
-    said = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
+    said = [line.strip() for line in hide_keys(done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
     last = said[-1] if said else "nothing"
     # Some versions say "Could not submit" and still exit with 0.
     if done.returncode != 0 or "could not submit" in " ".join(said).lower():
@@ -44,3 +45,11 @@ def upload(slug: str, path: Path, message: str) -> str:
         remedy = REMEDIES[codes[0]].format(slug=slug) if codes else f"try `kaggle competitions submissions {slug}`"
         raise UserError(f"kaggle: not submitted ({last[:200]}): {remedy}; {path} is valid and kept")
     return last
+
+
+def hide_keys(text: str) -> str:
+    """The text without the keys that the environment holds: a library's error may quote its request."""
+    for name, value in os.environ.items():
+        if re.search("KEY|TOKEN|SECRET|PASSWORD", name, re.IGNORECASE) and len(value) >= 8:
+            text = text.replace(value, "***")
+    return text

@@ -1,3 +1,5 @@
+import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -5,6 +7,17 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def block_network() -> None:
+    """See tests/offline/sitecustomize.py."""
+    folder = Path(__file__).resolve().parent / "offline"
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    specification = importlib.util.spec_from_file_location("offline", folder / "sitecustomize.py")
+    specification.loader.exec_module(importlib.util.module_from_spec(specification))
+
+
+block_network()
 
 
 @pytest.fixture

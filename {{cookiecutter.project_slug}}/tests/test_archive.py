@@ -136,7 +136,7 @@ HOSTILE = {  # what it is -> archive, what the message says
     "zip nul": (zip_bytes([("good\0.png", b"x")]), "control character"),
     "zip link": (zip_bytes([("a", b"/etc/passwd")], set_first(external_attr=LINK)), "symbolic link"),
     "zip device": (zip_bytes(ONE, set_first(external_attr=DEVICE)), "device"),
-    "zip encrypted": (zip_bytes(ONE, set_first(flag_bits=1)), "encrypted"),
+    "zip encrypted": (zip_bytes(ONE, set_first(flag_bits=1)), "is encrypted, only"),
     "zip deflate64": (zip_bytes(ONE, set_first(compress_type=9)), "method 9"),
     "zip twice": (zip_bytes([("a", b"1"), ("b", b"1"), ("a", b"2")]), "'a': is in it twice"),
     "zip twice by dot": (zip_bytes([("a", b"1"), ("./a", b"2")]), "is in it twice"),
@@ -388,11 +388,12 @@ def test_other_files_in_the_way_are_kept_unless_overwritten(tmp_path):
     archive, data = tmp_path / "a.zip", tmp_path / "data"
     archive.write_bytes(pack(TREE, "zip"))
     data.mkdir()
-    (data / "train.csv").write_bytes(b"mine")
     (data / "notes.txt").write_bytes(b"mine too")
-    with pytest.raises(UserError, match=r"train\.csv: is there already and differs"):
-        unpack(archive, data)
-    assert tree_of(data) == {"train.csv": b"mine", "notes.txt": b"mine too"}
+    for mine in (b"mine", b"x" * len(TREE["train.csv"])):  # of another length, and of the same
+        (data / "train.csv").write_bytes(mine)
+        with pytest.raises(UserError, match=r"train\.csv: is there already and differs"):
+            unpack(archive, data)
+        assert tree_of(data) == {"train.csv": mine, "notes.txt": b"mine too"}
     unpack(archive, data, overwrite=True)
     assert tree_of(data) == {**TREE, "notes.txt": b"mine too"}
 
@@ -418,10 +419,13 @@ def test_a_link_in_a_files_place_is_replaced_and_not_followed(tmp_path):
     archive, data, outside = tmp_path / "a.zip", tmp_path / "data", tmp_path / "outside.csv"
     archive.write_bytes(pack(TREE, "zip"))
     data.mkdir()
-    outside.write_bytes(b"precious")
+    outside.write_bytes(TREE["train.csv"])  # equal today
     (data / "train.csv").symlink_to(outside)
+    with pytest.raises(UserError, match=r"train\.csv: is there already and differs"):
+        unpack(archive, data)
     unpack(archive, data, overwrite=True)
-    assert outside.read_bytes() == b"precious"
+    assert not (data / "train.csv").is_symlink()
+    assert outside.read_bytes() == TREE["train.csv"]
     assert tree_of(data) == TREE
 
 

@@ -106,7 +106,7 @@ def find_clashes(entries: Sequence[Entry]) -> list[str]:
 
 def disk_key(path: str) -> str:
     """Equal for names that a disk may take for one: case and the composition of accents are ignored."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+    return unicodedata.normalize("NFC", path.casefold())
 
 
 def find_size_problems(entries: Sequence[Entry], archive_bytes: int, limits: Limits) -> list[str]:

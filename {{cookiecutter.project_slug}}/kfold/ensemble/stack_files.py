@@ -24,6 +24,7 @@ from kfold.files import atomic_write, file_sha256
 from kfold.metrics import Metric
 from kfold.predictions import Predictions, ids_sha256, write_predictions
 from kfold.report.pictures import importance_picture
+from kfold.report.spreadsheet import to_spreadsheet
 
 
 def refuse_name(workspace: Workspace, name: str) -> None:
@@ -97,13 +98,13 @@ def write_stack(
     for part in parts:  # a kill must not leave old results beside new ones that say "done"
         (workspace.fold_dir(name, part.number) / "manifest.json").unlink(missing_ok=True)
     artifacts.register_stack(workspace, name, stack.facts, settings)
-    atomic_write(folder / "blend.csv", table.to_csv(index=False))
-    atomic_write(folder / "correlation.csv", error_correlation(oof, targets.values).to_csv(index_label="run"))
+    atomic_write(folder / "blend.csv", to_spreadsheet(table))
+    atomic_write(folder / "correlation.csv", to_spreadsheet(error_correlation(oof, targets.values), "run"))
     atomic_write(workspace.tuned_path(name), tuned.model_dump_json(indent=1) + "\n")
     if trees := [part.trees for part in parts if part.trees is not None]:
         importance = importance_table(trees)
         importance["name"] = [readable_name(text, settings.stack_of, targets.names) for text in importance["name"]]
-        atomic_write(folder / "importance.csv", importance.to_csv(index=False))
+        atomic_write(folder / "importance.csv", to_spreadsheet(importance))
         atomic_write(folder / "importance.png", importance_picture(importance, f"{name}: what LightGBM looked at"))
     for part in parts:
         write_fold(stack, part, round(minutes / len(parts), 3))
@@ -156,7 +157,7 @@ def write_trees(folder: Path, stacker: Stacker, runs: Sequence[str], columns: Se
     single = len(stacker.texts) == 1
     files = {f"lightgbm{'' if single else f'_{place}'}.txt": text for place, text in enumerate(stacker.texts)}
     names = [(feature, readable_name(name, runs, columns)) for feature, name in stacker.feature_map.items()]
-    files["feature_map.csv"] = pd.DataFrame(names, columns=["feature", "name"]).to_csv(index=False)
+    files["feature_map.csv"] = to_spreadsheet(pd.DataFrame(names, columns=["feature", "name"]))
     for file_name, text in files.items():
         atomic_write(folder / file_name, text)
     return list(files)

@@ -121,6 +121,9 @@ def refuse_unfit_weights(backbone: str, pretrained_path: str) -> None:
             f"pretrained_path '{pretrained_path}': refused, not plain weights ({type(error).__name__}): "
             f"save them as .safetensors"
         ) from None
+    odd = [str(name) for name, value in found.items() if not isinstance(value, torch.Tensor)]
+    if odd:
+        raise UserError(f"pretrained_path '{pretrained_path}': {odd[0][:100]!r} in it is no tensor: is it weights?")
     with torch.device("meta"):
         wanted = timm.create_model(backbone, num_classes=0).state_dict()
         known = timm.create_model(backbone).state_dict()

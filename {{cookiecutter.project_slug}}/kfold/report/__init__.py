@@ -1,1 +1,1 @@
-"""What people see: tables on the terminal, pictures."""
+"""What people see: tables on the terminal and for spreadsheets, pictures."""

@@ -15,7 +15,7 @@ from kfold import artifacts
 from kfold.artifacts import Workspace
 from kfold.config import Competition
 from kfold.data.folds import Folds
-from kfold.data.images import image_path
+from kfold.data.images import image_paths
 from kfold.data.statistics import STATISTICS, image_statistics
 from kfold.data.tables import read_table
 from kfold.data.targets import Targets
@@ -165,7 +165,7 @@ def images_of_both(workspace: Workspace, facts: Competition, train_ids: Sequence
             return *nothing, [f"no image features: {folder} is not there"]
     frames = []
     for rows, folder, ids in zip(("train", "test"), folders, (train_ids, test_ids), strict=True):
-        paths = [image_path(folder, image_id, facts.image_suffix) for image_id in ids]
+        paths, _ = image_paths(folder, ids, facts.image_suffix)  # an id that leads out is a row of NaN
         found = cached_statistics(workspace.image_statistics_path(rows), ids, paths, f"{rows} image statistics")
         frames.append(found.add_prefix("image_"))
     return *frames, []

@@ -24,6 +24,7 @@ from kfold.files import atomic_write, file_sha256
 from kfold.metrics import Metric
 from kfold.predictions import Predictions, ids_sha256, write_predictions
 from kfold.report.pictures import importance_picture
+from kfold.seals import remove_sealed, write_sealed
 
 
 def refuse_name(workspace: Workspace, name: str) -> None:
@@ -96,15 +97,17 @@ def write_stack(
     folder = workspace.run_dir(name)
     for part in parts:  # a kill must not leave old results beside new ones that say "done"
         (workspace.fold_dir(name, part.number) / "manifest.json").unlink(missing_ok=True)
-    artifacts.register_stack(workspace, name, stack.facts, settings)
-    atomic_write(folder / "blend.csv", table.to_csv(index=False))
-    atomic_write(folder / "correlation.csv", error_correlation(oof, targets.values).to_csv(index_label="run"))
-    atomic_write(workspace.tuned_path(name), tuned.model_dump_json(indent=1) + "\n")
+    artifacts.write_origin(workspace, name, stack.facts, settings)
+    write_sealed(folder / "blend.csv", table.to_csv(index=False))
+    write_sealed(folder / "correlation.csv", error_correlation(oof, targets.values).to_csv(index_label="run"))
+    write_sealed(workspace.tuned_path(name), tuned.model_dump_json(indent=1) + "\n")
+    for file_name in ("importance.csv", "importance.png"):
+        remove_sealed(folder / file_name)  # of the stack of before, which may have had trees
     if trees := [part.trees for part in parts if part.trees is not None]:
         importance = importance_table(trees)
         importance["name"] = [readable_name(text, settings.stack_of, targets.names) for text in importance["name"]]
-        atomic_write(folder / "importance.csv", importance.to_csv(index=False))
-        atomic_write(folder / "importance.png", importance_picture(importance, f"{name}: what LightGBM looked at"))
+        write_sealed(folder / "importance.csv", importance.to_csv(index=False))
+        write_sealed(folder / "importance.png", importance_picture(importance, f"{name}: what LightGBM looked at"))
     for part in parts:
         write_fold(stack, part, round(minutes / len(parts), 3))
 

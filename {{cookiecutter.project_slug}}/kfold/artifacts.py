@@ -338,7 +338,7 @@ def verify_files(folder: Path, manifest: Mapping, names: Sequence[str] | None = 
         path = folder / name
         if not path.exists():
             problems.append(f"{path}: missing, but listed in manifest.json: run its stage again with --overwrite")
-        elif path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
+        elif not path.is_file() or path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
             problems.append(
                 f"{path}: damaged or changed (sha256 differs from manifest.json): run its stage again with --overwrite"
             )

@@ -23,7 +23,7 @@ from kfold.artifacts import Workspace
 from kfold.config import Competition, load_competition
 from kfold.data.augment import eval_transform
 from kfold.data.folds import read_folds
-from kfold.data.images import image_path
+from kfold.data.images import image_paths
 from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
 from kfold.data.tables import read_test_ids, shorten
 from kfold.errors import UserError, run_stage
@@ -136,7 +136,9 @@ def embed_images(
 ) -> np.ndarray:
     """Embeddings (N, D) float32. Rows of unreadable images go into `unreadable`; without it they raise UserError."""
     device = choose_device()
-    paths = [image_path(image_dir, image_id, image_suffix) for image_id in ids]
+    paths, refused = image_paths(image_dir, ids, image_suffix)
+    if refused and unreadable is None:
+        raise UserError(list(refused.values()))
     images = Images(paths, np.zeros((len(ids), 0)), eval_transform(card.image_size), card.image_size)
     loader = make_loader(images, EpochOrder(len(ids), BATCH_SIZE, False), NUM_WORKERS, device)
     batches = tqdm(read_batches(loader), f"embed {image_dir.name}", len(loader), disable=None, leave=False)
@@ -145,6 +147,8 @@ def embed_images(
     features = predict_logits(model.to(device), batches, [same], card, device, precision, on_problem)[0]
     if features.ndim != 2:
         raise UserError(f"backbone '{card.backbone}': gives features of shape {tuple(features.shape)}: use another one")
+    if unreadable is not None:
+        unreadable.update(refused)
     return features.numpy()
 
 

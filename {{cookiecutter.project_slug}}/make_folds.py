@@ -2,6 +2,7 @@
 
     python make_folds.py              check, then write folds.csv and print the fold card
     python make_folds.py --check      only check (also an existing folds.csv); exit code 2 if there are errors
+    python make_folds.py --verify     hash and score every file of all runs again, or of those that are named
 
 Reads data/*.csv, the images and competition.yaml; writes folds.csv. Put folds.csv under version control: every
 result carries its sha256, and runs made with other folds are refused.
@@ -9,17 +10,25 @@ result carries its sha256, and runs made with other folds are refused.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 import competition
-from kfold.artifacts import Workspace
+from kfold.artifacts import Workspace, refuse_odd_name
 from kfold.config import Competition, load_competition
 from kfold.data.assign import choose_scheme, make_folds
 from kfold.data.card import fold_card
 from kfold.data.check import Check, check_data
-from kfold.data.folds import Folds, cut_groups, read_folds
+from kfold.data.folds import Folds, cut_groups, read_folds, take_rows
+from kfold.data.tables import read_test_ids
+from kfold.ensemble.pseudo_rounds import Data
 from kfold.errors import UserError, run_stage
 from kfold.files import atomic_write
+from kfold.report.tables import cv_table
+from kfold.seals import check_seals
+from kfold.verify import read_settings, verify_run, verify_shared
 
 ROOT = Path(__file__).resolve().parent
 
@@ -64,6 +73,49 @@ def check_folds(data: Check, workspace: Workspace, facts: Competition) -> None:
             data.warnings.append(f"folds.csv: copies of image '{group}' lie in several folds: make it anew --overwrite")
 
 
+def verify(runs: Sequence[str] = (), root: Path = ROOT) -> None:
+    """Prove that runs (default: all) are what they say. Raises UserError that lists every problem of all of them."""
+    workspace = Workspace(root)
+    facts = load_competition(workspace.competition_path)
+    runs = runs or sorted(path.parent.name for path in workspace.runs_dir.glob("*/config.yaml"))
+    if not runs:
+        raise UserError(f"{workspace.runs_dir}: no runs yet: run train.py first")
+    problems = verify_shared(workspace)
+    for run in runs:
+        refuse_odd_name(run)
+        if not workspace.run_dir(run).is_dir():
+            problems.append(
+                f"run {run}: no such run in {workspace.runs_dir}: there are {', '.join(workspace.run_names())}"
+            )
+            continue
+        try:
+            settings = read_settings(workspace, run)
+            data = read_data(workspace, facts, settings.limit)
+        except UserError as error:
+            problems += error.problems + check_seals(workspace.run_dir(run))[1]
+            continue
+        found = verify_run(workspace, run, settings, data)
+        problems += found.problems
+        for line in found.notes:
+            print(line)
+        what = f"run {run}: {found.num_folds} folds, {found.num_files} files, {found.num_ids} ids"
+        print(f"{what}: {f'{len(found.problems)} problems' if found.problems else 'all verified'}")
+        if found.scores:
+            print(cv_table(data.metric.name, found.scores))
+    if problems:
+        raise UserError(list(dict.fromkeys(problems)))  # what belongs to all runs is told once
+
+
+def read_data(workspace: Workspace, facts: Competition, limit: int) -> Data:
+    """The rows that a run was made with, as its stages read them."""
+    every = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
+    folds = take_rows(every, limit)
+    test_csv, sample_csv = (workspace.data_path(facts, name) for name in (facts.test_csv, facts.sample_submission_csv))
+    test_ids = np.array(read_test_ids(test_csv, sample_csv, facts.id_column), object)
+    targets = competition.decode_targets(folds.table, facts)
+    return Data(facts, folds, targets, competition.metric(facts), test_ids, every.ids)
+
+
 def report(data: Check) -> None:
     """Print notes and warnings. Raises UserError with all errors."""
     for line in data.notes:
@@ -78,5 +130,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only check the data (and folds.csv, if there)")
     parser.add_argument("--overwrite", action="store_true", help="make folds.csv anew")
+    parser.add_argument("--verify", nargs="*", metavar="RUN", help="prove that runs (default: all) are what they say")
     arguments = parser.parse_args()
-    run_stage(lambda: main(overwrite=arguments.overwrite, check_only=arguments.check))
+    if arguments.verify is not None:
+        run_stage(lambda: verify(arguments.verify))
+    else:
+        run_stage(lambda: main(overwrite=arguments.overwrite, check_only=arguments.check))

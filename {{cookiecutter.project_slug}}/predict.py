@@ -27,13 +27,14 @@ from kfold.data.tables import read_test_ids
 from kfold.ensemble.choice import choice_table, compare_candidates, read_wishes
 from kfold.ensemble.tta import TTA_TRANSFORMS
 from kfold.errors import UserError, run_stage
-from kfold.files import atomic_write, locked
+from kfold.files import locked
 from kfold.inference import Job, fold_predictions, mix, out_of_fold, predict_images, shares_of
 from kfold.intervals import score_folds
 from kfold.ledger import COLUMNS, read_ledger, record_run
 from kfold.model.build import has_fixed_input
 from kfold.predictions import Predictions, ids_sha256, write_predictions
 from kfold.report.spreadsheet import to_spreadsheet
+from kfold.seals import write_sealed
 
 ROOT = Path(__file__).resolve().parent
 KINDS = ("last", "ema", "swa", "snapshots", "climbed", "best")  # in order of simplicity; best is optimistic
@@ -133,7 +134,7 @@ def choose(job: Job, kinds: Sequence[str], views: Sequence[str]) -> tuple[str, s
     tables.append(table)
     view, table = choose_one(job, "tta", with_plain(views, "none"), lambda name: (kind, name), views)
     tables.append(table)
-    atomic_write(job.workspace.choices_path(job.run), to_spreadsheet(pd.concat(tables, ignore_index=True)))
+    write_sealed(job.workspace.choices_path(job.run), to_spreadsheet(pd.concat(tables, ignore_index=True)))
     taken = table[table["chosen"]].iloc[0]
     print(
         f"run {job.run}, out of fold, weights={kind}, tta={view}: {job.metric.name} {taken['score']:.5f}, 95% interval "

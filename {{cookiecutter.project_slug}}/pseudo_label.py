@@ -41,8 +41,8 @@ from kfold.ensemble.pseudo_rounds import (
     write_labels,
 )
 from kfold.errors import UserError, run_stage
-from kfold.files import atomic_write
 from kfold.runs import run_limit
+from kfold.seals import write_sealed
 from kfold.stopping import Stop, parse_seconds
 
 ROOT = Path(__file__).resolve().parent
@@ -84,7 +84,7 @@ def main(
             write_labels(workspace, this, data, labels, overwrite)
             train_student(workspace, this, runs[0], overwrite, stop, resume_from)
             verdict = judge(workspace, this, data, class_counts(data, labels))
-            atomic_write(workspace.round_path(this.student), json.dumps(verdict, indent=1) + "\n")
+            write_sealed(workspace.round_path(this.student), json.dumps(verdict, indent=1) + "\n")
         print(describe(verdict, this, data.metric.name))
         if others := [word for word in overrides if not word.startswith(("pseudo_", "cooldown_"))]:
             print(f"  the student also differs in {' '.join(others)}: the difference is not of the pseudo-labels alone")

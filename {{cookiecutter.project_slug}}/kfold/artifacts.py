@@ -1,6 +1,7 @@
 """Where every file lies and which of them to trust. The only module that knows paths.
 
-A fold's manifest, written last, carries the sha256 of its files. A reader refuses whatever does not fit, by name.
+A fold's manifest, written last, carries the sha256 of its files and of itself; SHA256SUMS (seals.py) that of the run's
+other files. A reader refuses whatever does not fit, by name; `make_folds.py --verify` asks them all.
 """
 
 import hashlib
@@ -32,7 +33,9 @@ from kfold.ensemble.stack_settings import StackSettings
 from kfold.errors import UserError
 from kfold.files import atomic_write, file_sha256, locked
 from kfold.predictions import Predictions, read_predictions
+from kfold.seals import remove_sealed, write_sealed
 
+SELF_DIGEST = "manifest_sha256"  # key of a manifest: over its other keys
 ALL_DATA = -1  # the "fold" of the full-data fit, which no row was held out of
 STAMPED_PACKAGES = (
     "torch",
@@ -239,7 +242,7 @@ def register_run(
     Raises UserError when folds of the run were made, or begun, with other settings, or are being trained.
     """
     refuse_odd_name(run)
-    folder, config_path = workspace.run_dir(run), workspace.run_config_path(run)
+    folder = workspace.run_dir(run)
     finished = [*workspace.trained_folds(run), *([ALL_DATA] if workspace.has_full_fit(run) else [])]
     if overwrite and set(finished) - set(folds) == {ALL_DATA}:
         folds = [*folds, ALL_DATA]  # a full-data fit of other settings than all folds could not be told from theirs
@@ -253,14 +256,20 @@ def register_run(
                 delete_states(workspace, run, number)
         if set(folds) != {ALL_DATA}:
             for path in (workspace.round_path(run), workspace.choices_path(run)):
-                path.unlink(missing_ok=True)  # they speak of the weights of before
+                remove_sealed(path)  # they speak of the weights of before
     if not kept:
         for fold_dir in [*folder.glob("fold*"), *folder.glob("all-data")]:
             with locked(fold_dir):
                 pass  # refuses while another process trains a first fold of this run
-        atomic_write(config_path, settings_to_yaml(config))
-        atomic_write(folder / "competition.yaml", settings_to_yaml(facts))
-        atomic_write(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
+        write_origin(workspace, run, facts, config)
+
+
+def write_origin(workspace: Workspace, run: str, facts: Competition, settings: Settings) -> None:
+    """What a run, or a stack, was made with."""
+    folder = workspace.run_dir(run)
+    write_sealed(workspace.run_config_path(run), settings_to_yaml(settings))
+    write_sealed(folder / "competition.yaml", settings_to_yaml(facts))
+    write_sealed(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
 
 
 def delete_states(workspace: Workspace, run: str, number: int) -> None:
@@ -315,19 +324,37 @@ def write_manifest(
         name: {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
         for name in sorted(file_names)
     }
-    atomic_write(folder / "manifest.json", json.dumps({**facts, "files": files}, indent=1) + "\n")
+    save_manifest(folder, {**facts, "files": files})
+
+
+def save_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
+    atomic_write(folder / "manifest.json", manifest_text(manifest))
+
+
+def manifest_text(manifest: Mapping[str, object]) -> str:
+    """The only text that `read_manifest` takes for these facts: with a digest of itself, each byte as written here."""
+    facts = {key: value for key, value in manifest.items() if key != SELF_DIGEST}
+    digest = hashlib.sha256(json.dumps(facts, indent=1).encode()).hexdigest()
+    return json.dumps({**facts, SELF_DIGEST: digest}, indent=1) + "\n"
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a finished fold, or None. Raises UserError when it cannot be read."""
+    """The manifest of a finished fold, or None. Raises UserError unless it is, to the byte, as a stage wrote it."""
     path = folder / "manifest.json"
     if not path.exists():
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes().decode()  # not read_text, which takes \r for \n
+        manifest = json.loads(text)
+        is_whole = text == manifest_text(manifest)
+        del manifest[SELF_DIGEST]
         manifest["files"].items()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: damaged: train this fold again with --overwrite") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise UserError(
+            f"{path}: damaged, changed by hand or of an earlier version: make this fold again with --overwrite"
+        )
     return manifest
 
 
@@ -340,7 +367,7 @@ def verify_files(folder: Path, manifest: Mapping, names: Sequence[str] | None = 
         path = folder / name
         if not path.exists():
             problems.append(f"{path}: missing, but listed in manifest.json: run its stage again with --overwrite")
-        elif path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
+        elif not path.is_file() or path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
             problems.append(
                 f"{path}: damaged or changed (sha256 differs from manifest.json): run its stage again with --overwrite"
             )
@@ -360,7 +387,7 @@ def forget_predictions(folder: Path, manifest: Mapping) -> dict:
     """Take the prediction files out of the manifest before they are rewritten: a kill leaves them "not done"."""
     files = {name: entry for name, entry in manifest["files"].items() if name not in ("oof.parquet", "test.parquet")}
     kept = {key: value for key, value in manifest.items() if key not in ("predicted", "unreadable_test_ids")}
-    atomic_write(folder / "manifest.json", json.dumps({**kept, "files": files}, indent=1) + "\n")
+    save_manifest(folder, {**kept, "files": files})
     return {**kept, "files": files}
 
 
@@ -386,14 +413,6 @@ def refuse_stack(workspace: Workspace, run: str) -> None:
     """Raise UserError where a stage that needs a model of images is given a stack."""
     if parts := stack_of(workspace, run):
         raise UserError(f"run {run}: a stack (of {', '.join(parts)}), it has no model of images: name one of these")
-
-
-def register_stack(workspace: Workspace, run: str, facts: Competition, settings: StackSettings) -> None:
-    """Save what a stack was made with and of, beside its results."""
-    folder = workspace.run_dir(run)
-    atomic_write(workspace.run_config_path(run), settings_to_yaml(settings))
-    atomic_write(folder / "competition.yaml", settings_to_yaml(facts))
-    atomic_write(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
 
 
 def read_tuned_text(workspace: Workspace, run: str, number: int) -> str:

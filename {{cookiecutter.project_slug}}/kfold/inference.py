@@ -11,7 +11,7 @@ from kfold.artifacts import ALL_DATA, Workspace
 from kfold.config import Competition, Config
 from kfold.data.augment import eval_transform
 from kfold.data.folds import Folds
-from kfold.data.images import image_path
+from kfold.data.images import image_paths
 from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
 from kfold.data.targets import Targets
 from kfold.ensemble.blend import hill_climb
@@ -110,7 +110,8 @@ def predict_images(
     image_dir_name: str,
     unreadable: dict[int, str] | None = None,
 ) -> np.ndarray:
-    """The mean (n, C) over the views. Rows of unreadable images go into `unreadable`; without it they raise."""
+    """The mean (n, C) over the views. Rows of unreadable images, and of ids that lead out of their folder, go into
+    `unreadable`; without it they raise."""
     folder = job.workspace.fold_dir(job.run, number)
     model, card = load_model(folder / name)
     if (card.task, card.names) != (job.facts.task, job.targets.names):
@@ -120,7 +121,9 @@ def predict_images(
     device = choose_device()
     views = make_views(view, card.image_size, bool(model.pretrained_cfg.get("fixed_input_size")))
     image_dir = job.workspace.data_path(job.facts, image_dir_name)
-    paths = [image_path(image_dir, image_id, job.facts.image_suffix) for image_id in ids]
+    paths, refused = image_paths(image_dir, ids, job.facts.image_suffix)
+    if refused and unreadable is None:
+        raise UserError(list(refused.values()))
     images = Images(paths, np.zeros((len(ids), 0)), eval_transform(card.image_size), card.image_size)
     order = EpochOrder(len(ids), 2 * job.config.batch_size, False)
     title = f"{image_dir_name} {folder.name} {name.split('.')[0]} {view}"
@@ -134,4 +137,6 @@ def predict_images(
         choose_precision(job.config.precision, device),
         None if unreadable is None else unreadable.__setitem__,
     )
+    if unreadable is not None:
+        unreadable.update(refused)
     return to_target_units(logits, card).numpy().mean(axis=0)

@@ -1,8 +1,13 @@
-"""runs/ledger.csv: one row a finished run, for people and spreadsheets."""
+"""runs/ledger.csv: one row a finished run, for people and spreadsheets.
+
+Its seal is a column: a digest of the row's cells but `leaderboard` and columns of one's own, which may be edited.
+"""
 
 import csv
+import hashlib
 import io
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -23,6 +28,7 @@ COLUMNS = (
     "fold_scores",  # separated by spaces
     "minutes",
     "images_per_second",
+    "seal",  # of the cells before it
     "leaderboard",  # entered by hand, or left empty
 )
 
@@ -53,11 +59,47 @@ def replace_row(path: Path, row: Mapping[str, object]) -> None:
             kept = {key: cell for key, cell in earlier.items() if key == "leaderboard" or key not in COLUMNS}
             given = {key: cell for key, cell in entry.items() if cell or key not in kept}
             earlier.clear()
-            earlier.update({**kept, **given})
+            entry = {**kept, **given}
+            earlier.update(entry)
             break
     else:
+        earlier = entry
         rows.append(entry)
+    earlier["seal"] = seal_of(earlier)
     atomic_write(path, ledger_text(rows))
+
+
+def seal_of(row: Mapping[str, str]) -> str:
+    """16 hex digits of the sha256 of the row's own cells; 0.950 and 0.95, which spreadsheets take for one, are one."""
+    cells = [row.get(key, "") for key in COLUMNS[: COLUMNS.index("seal")]]
+    cells = [repr(float(cell)) if is_number(cell) else cell for cell in cells]
+    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]
+
+
+def check_ledger(path: Path) -> list[str]:
+    """A line for whatever in the ledger was changed by other than a stage, but leaderboard scores and own columns."""
+    remedy = "restore it, or delete it and run train.py, stack.py again with --overwrite"
+    try:
+        rows = read_ledger(path)
+    except UserError as error:
+        return error.problems
+    text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n") if path.exists() else ""
+    header = next(csv.reader(io.StringIO(text, newline="")), [])
+    missing = [key for key in COLUMNS if key not in header]
+    if rows and (missing or len(set(header)) < len(header)):
+        return [f"{path}: damaged, its header lacks {', '.join(missing) or 'a name of its own for a column'}: {remedy}"]
+    if rows and text != ledger_text(rows, header):
+        return [f"{path}: damaged, it has lines or cells that no stage or spreadsheet writes: {remedy}"]
+    problems = []
+    for number, row in enumerate(rows, start=2):
+        if row["seal"] != seal_of(row):
+            problems.append(
+                f"{path}: row {number} (run '{row['run']}') is damaged or was edited (only leaderboard and own columns "
+                f"may be): {remedy}"
+            )
+        elif row["leaderboard"] and not is_number(row["leaderboard"]):
+            problems.append(f"{path}: row {number} (run '{row['run']}'): leaderboard is not a number: mend it")
+    return problems
 
 
 def read_ledger(path: Path) -> list[dict[str, str]]:
@@ -78,10 +120,11 @@ def read_ledger(path: Path) -> list[dict[str, str]]:
     return [{key: unguard(cell) for key, cell in row.items()} for row in rows]
 
 
-def ledger_text(rows: list[dict[str, str]]) -> str:
+def ledger_text(rows: list[dict[str, str]], header: Sequence[str] = ()) -> str:
+    """The file's text; header: its columns where their order is another one."""
     own = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in COLUMNS]
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, [*COLUMNS, *own], restval="", lineterminator="\r\n")
+    writer = csv.DictWriter(file, header or [*COLUMNS, *own], restval="", lineterminator="\r\n")
     writer.writeheader()
     writer.writerows({key: guard(cell) for key, cell in row.items()} for row in rows)
     return file.getvalue()

@@ -16,6 +16,7 @@ from kfold.errors import UserError
 from kfold.intervals import paired_difference, simplest_within_noise, verdict
 from kfold.metrics import Metric
 from kfold.predictions import Predictions
+from kfold.seals import refuse_broken_seal
 
 OPTIMISM = "its score is optimistic, its epochs were chosen on these rows (predict.py --weights last does not)"
 
@@ -117,6 +118,7 @@ def refuse_rejected(workspace: Workspace, run: str) -> None:
         if read_yaml(workspace.run_config_path(run)).get("pseudo_from"):
             raise UserError("its round of pseudo-labels is not judged: run pseudo_label.py again")
         return
+    refuse_broken_seal(path)
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))["kept"]
     except (ValueError, KeyError, TypeError):

@@ -280,7 +280,34 @@ def test_a_damaged_manifest_is_named(workspace, text):
     path = workspace.fold_dir("base", 0) / "manifest.json"
     path.write_bytes(text.encode("latin-1"))
     (problem,) = problems_of(artifacts.read_manifest, path.parent)
-    assert problem == f"{path}: damaged: train this fold again with --overwrite"
+    assert problem.startswith(
+        f"{path}: damaged, changed by hand or of an earlier version: make this fold again with --"
+    )
+
+
+@given(st.integers(0, 10**6), st.integers(0, 7), st.sampled_from(["flip", "cut", "insert"]))
+def test_any_change_of_a_manifest_is_seen(tmp_path_factory, place, bit, kind):
+    folder = tmp_path_factory.mktemp("fold")
+    facts = {"run": "é", "score": 0.1, "loss": float("nan"), "list": [1, None, True], "files": {"a": {"bytes": 3}}}
+    artifacts.save_manifest(folder, facts)
+    path = folder / "manifest.json"
+    assert list(artifacts.read_manifest(folder)) == list(facts)
+    content = bytearray(path.read_bytes())
+    place %= len(content)
+    if kind == "flip":
+        content[place] ^= 1 << bit
+    content = {"flip": content, "cut": content[:place], "insert": content[:place] + b" " + content[place:]}[kind]
+    path.write_bytes(content)
+    problems_of(artifacts.read_manifest, folder)
+
+
+def test_a_manifest_without_a_digest_of_itself_is_named(workspace):
+    path = workspace.fold_dir("base", 0) / "manifest.json"
+    artifacts.write_manifest(path.parent, {"run": "base"}, [])
+    facts = json.loads(path.read_text())
+    del facts["manifest_sha256"]
+    path.write_text(json.dumps(facts, indent=1) + "\n")
+    assert "damaged" in problems_of(artifacts.read_manifest, path.parent)[0]
 
 
 # Settings of a run
@@ -312,7 +339,7 @@ def test_overwriting_takes_back_done_before_the_settings_change(workspace, monke
     def stop(*_arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(artifacts, "atomic_write", stop)
+    monkeypatch.setattr(artifacts, "write_sealed", stop)
     with pytest.raises(KeyboardInterrupt):
         artifacts.register_run(workspace, "base", FACTS, Config(lr=1e-3), [0, 1], True)
     assert workspace.trained_folds("base") == []

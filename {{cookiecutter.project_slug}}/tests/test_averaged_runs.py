@@ -201,7 +201,7 @@ def test_distillation_asks_the_folds_own_teacher_and_keeps_its_hash(copy_of_trai
 def test_a_teacher_that_saw_the_fold_is_refused(copy_of_trained):
     root, folder = copy_of_trained, Workspace(copy_of_trained).fold_dir("baseline", 0)
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "trained_without_fold": 1}))
+    artifacts.save_manifest(folder, {**manifest, "trained_without_fold": 1})
     with pytest.raises(UserError, match=r"unsafe teacher.*it saw fold 0"):
         train.main(fold="0", name="student", overrides=["distill_from=[baseline]"], root=root)
 

@@ -64,8 +64,8 @@ def make_run(root: Path, run: str, **manifest) -> None:
 
 
 def change_manifest(root: Path, run: str, fold: int, **changes) -> None:
-    path = root / "runs" / run / f"fold{fold}" / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    folder = root / "runs" / run / f"fold{fold}"
+    artifacts.save_manifest(folder, {**artifacts.read_manifest(folder), **changes})
 
 
 def fake_train(fold="all", config_path=None, overrides=(), name="", overwrite=False, root=None) -> None:

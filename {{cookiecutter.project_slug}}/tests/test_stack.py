@@ -337,8 +337,8 @@ def test_on_a_stack_that_was_fitted_only_what_is_not_fitted_may_stand(root, caps
 def test_a_run_whose_epochs_were_chosen_on_its_rows_is_called_optimistic_and_is_no_best_single(root, capsys):
     add_run(root, "chosen", seed=5, noise=0.01)
     for fold in range(NUM_FOLDS):
-        path = root / "runs" / "chosen" / f"fold{fold}" / "manifest.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "kind": "best"}))
+        folder = root / "runs" / "chosen" / f"fold{fold}"
+        artifacts.save_manifest(folder, {**artifacts.read_manifest(folder), "kind": "best"})
     stack.main(runs=["a", "chosen"], method="best_single", root=root)
     output = capsys.readouterr().out
     assert "run chosen: its score is optimistic" in output

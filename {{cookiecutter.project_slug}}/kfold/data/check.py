@@ -10,8 +10,9 @@ import pandas as pd
 
 from kfold.artifacts import Workspace
 from kfold.config import Competition
-from kfold.data.check_images import conflicting_copies, count_notes, describe_bad, describe_sizes, find_paths
+from kfold.data.check_images import conflicting_copies, count_notes, describe_bad, describe_sizes
 from kfold.data.duplicates import find_pairs, name_groups
+from kfold.data.images import image_paths
 from kfold.data.scan import Scan, scan_images
 from kfold.data.tables import read_table, read_test_ids, shorten
 from kfold.data.targets import Targets
@@ -117,12 +118,15 @@ def check_images(check: Check, folder: Path, ids: Sequence[str], facts: Competit
         problems, remedy = check.warnings, "its row is left out of folds.csv"
     else:
         problems, remedy = check.errors, "replace it, or set bad_train_images: drop in competition.yaml"
-    paths, leading_out = find_paths(folder, ids, facts.image_suffix)
-    check.errors += leading_out
-    found = list(scan_images(list(paths.values()), folder.name))
-    problems += describe_bad(folder, list(paths.values()), found, facts.image_suffix, remedy)
+    paths, refused = image_paths(folder, ids, facts.image_suffix)
+    # An id that leads out is an error in train.csv even where bad images are dropped: it is the id that is wrong.
+    told = [f"{problem}: {remedy}" for problem in refused.values()] if is_test else list(refused.values())
+    (check.warnings if is_test else check.errors).extend(shorten(told))
+    kept = [row for row in range(len(ids)) if row not in refused]
+    found = list(scan_images([paths[row] for row in kept], folder.name))
+    problems += describe_bad(folder, [paths[row] for row in kept], found, facts.image_suffix, remedy)
     scans = [Scan("has an id that cannot be used")] * len(ids)
-    for row, scan in zip(paths, found, strict=True):
+    for row, scan in zip(kept, found, strict=True):
         scans[row] = scan
     check.warnings += count_notes(folder, ids, scans)
     check.notes += describe_sizes(folder, scans)

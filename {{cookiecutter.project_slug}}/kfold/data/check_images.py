@@ -7,21 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from kfold.config import Competition
-from kfold.data.images import image_path
 from kfold.data.scan import Scan
 from kfold.data.tables import shorten
-from kfold.errors import UserError
-
-
-def find_paths(folder: Path, ids: Sequence[str], suffix: str) -> tuple[dict[int, Path], list[str]]:
-    """Where the images must lie, by row, and a problem for each id that leads out of the folder."""
-    paths, problems = {}, []
-    for row, image_id in enumerate(ids):
-        try:
-            paths[row] = image_path(folder, image_id, suffix)
-        except UserError as error:
-            problems += error.problems
-    return paths, shorten(problems)
 
 
 def describe_bad(folder: Path, paths: Sequence[Path], scans: Sequence[Scan], suffix: str, remedy: str) -> list[str]:

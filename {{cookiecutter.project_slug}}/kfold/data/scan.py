@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from kfold.data.images import BadImage, decode_image, image_kind, read_bytes
+from kfold.data.images import BadImage, decode_image, image_kind, is_cut_short, read_bytes
 from kfold.errors import UserError
 
 SUFFIXES = {"jpeg": "jpg", "jpe": "jpg", "jfif": "jpg", "tiff": "tif"}
@@ -103,9 +103,8 @@ def describe(data: bytes, suffix: str) -> list[str]:
     kind, named = image_kind(data), suffix.lower().lstrip(".")
     if kind and named and kind != SUFFIXES.get(named, named):
         notes.append(f"{kind} files named {suffix}")
-    # Compressed data hold neither marker, so the last start of a scan must come before the last end of an image.
-    if kind == "jpg" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        notes.append("JPEG files without an end mark (cut short by a few bytes?)")
+    if is_cut_short(data, kind):
+        notes.append(f"{'JPEG' if kind == 'jpg' else kind} files without an end mark (cut short by a few bytes?)")
     try:
         with Image.open(io.BytesIO(data)) as header:
             if header.mode.startswith("I"):

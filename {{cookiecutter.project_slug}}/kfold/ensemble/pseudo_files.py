@@ -7,6 +7,7 @@ out of fold and 0.61 on fresh rows, labels by each fold's own model 0.61 and 0.6
 """
 
 import hashlib
+import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,8 +24,8 @@ from kfold.artifacts import ALL_DATA, Workspace, read_manifest
 from kfold.data.tables import shorten
 from kfold.ensemble.pseudo import PseudoRows
 from kfold.errors import UserError
-from kfold.files import atomic_write
 from kfold.predictions import PREFIX
+from kfold.seals import write_sealed
 
 WEIGHT_PREFIX = "w_"  # the weight of p_<name> in the loss
 PROVENANCE = ("teacher_run", "teacher_fold", "teacher_weights_sha256")
@@ -144,7 +145,9 @@ def write_pseudo(
         "config_hash": config_hash,
     }
     table = pa.table(columns).replace_schema_metadata({f"kfold.{key}": value for key, value in stamps.items()})
-    atomic_write(path, lambda temporary: pq.write_table(table, temporary))
+    content = io.BytesIO()
+    pq.write_table(table, content)
+    write_sealed(path, content.getvalue())  # no manifest lists it until its fold is trained
 
 
 def read_pseudo(

@@ -12,10 +12,11 @@ from kfold.data.targets import Targets
 from kfold.ensemble.pseudo import PseudoRows, label_rows, rows_per_class
 from kfold.ensemble.pseudo_files import TeacherFacts, fits, read_teachers, teacher_facts, write_pseudo
 from kfold.errors import UserError
-from kfold.files import atomic_write, locked
+from kfold.files import locked
 from kfold.intervals import is_gain, paired_difference
 from kfold.metrics import Metric
 from kfold.runs import by_name, read_oof_values
+from kfold.seals import refuse_broken_seal, remove_sealed, write_sealed
 
 MOST_CLASSES = 20  # lines of the table
 
@@ -121,7 +122,7 @@ def class_counts(data: Data, labels: Labels) -> dict[str, list[int]]:
 
 def write_labels(workspace: Workspace, this: Round, data: Data, labels: Labels, overwrite: bool) -> None:
     """Write pseudo.parquet of all folds before any is trained; files that fit are left as they are."""
-    workspace.round_path(this.student).unlink(missing_ok=True)
+    remove_sealed(workspace.round_path(this.student))
     register_run(workspace, this.student, data.facts, this.config, list(labels), overwrite)
     for fold, (rows, teachers) in labels.items():
         folder, path = workspace.fold_dir(this.student, fold), workspace.pseudo_path(this.student, fold)
@@ -215,10 +216,11 @@ def read_verdict(workspace: Workspace, this: Round, data: Data) -> dict | None:
             raise TypeError("kept")
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged: delete it, and the round is judged again") from None
+    refuse_broken_seal(path)
     if verdict.get("compared") != compared_files(workspace, this):
         print(f"round {this.number}: done before; judged again, because it was predicted or trained again since")
         verdict = judge(workspace, this, data, verdict["rows_per_class"])
-        atomic_write(path, json.dumps(verdict, indent=1) + "\n")
+        write_sealed(path, json.dumps(verdict, indent=1) + "\n")
     else:
         print(f"round {this.number}: done before (--overwrite makes it again)")
     return verdict

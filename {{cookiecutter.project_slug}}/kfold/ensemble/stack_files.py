@@ -25,6 +25,7 @@ from kfold.metrics import Metric
 from kfold.predictions import Predictions, ids_sha256, write_predictions
 from kfold.report.pictures import importance_picture
 from kfold.report.spreadsheet import to_spreadsheet
+from kfold.seals import remove_sealed, write_sealed
 
 
 def refuse_name(workspace: Workspace, name: str) -> None:
@@ -97,15 +98,17 @@ def write_stack(
     folder = workspace.run_dir(name)
     for part in parts:  # a kill must not leave old results beside new ones that say "done"
         (workspace.fold_dir(name, part.number) / "manifest.json").unlink(missing_ok=True)
-    artifacts.register_stack(workspace, name, stack.facts, settings)
-    atomic_write(folder / "blend.csv", to_spreadsheet(table))
-    atomic_write(folder / "correlation.csv", to_spreadsheet(error_correlation(oof, targets.values), "run"))
-    atomic_write(workspace.tuned_path(name), tuned.model_dump_json(indent=1) + "\n")
+    artifacts.write_origin(workspace, name, stack.facts, settings)
+    write_sealed(folder / "blend.csv", to_spreadsheet(table))
+    write_sealed(folder / "correlation.csv", to_spreadsheet(error_correlation(oof, targets.values), "run"))
+    write_sealed(workspace.tuned_path(name), tuned.model_dump_json(indent=1) + "\n")
+    for file_name in ("importance.csv", "importance.png"):
+        remove_sealed(folder / file_name)  # of the stack of before, which may have had trees
     if trees := [part.trees for part in parts if part.trees is not None]:
         importance = importance_table(trees)
         importance["name"] = [readable_name(text, settings.stack_of, targets.names) for text in importance["name"]]
-        atomic_write(folder / "importance.csv", to_spreadsheet(importance))
-        atomic_write(folder / "importance.png", importance_picture(importance, f"{name}: what LightGBM looked at"))
+        write_sealed(folder / "importance.csv", to_spreadsheet(importance))
+        write_sealed(folder / "importance.png", importance_picture(importance, f"{name}: what LightGBM looked at"))
     for part in parts:
         write_fold(stack, part, round(minutes / len(parts), 3))
 

@@ -1,6 +1,7 @@
 """What a stack is made of: the runs, their predictions fold by fold, and whatever else is known of each row."""
 
 import hashlib
+import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from kfold import artifacts
 from kfold.artifacts import Workspace
 from kfold.config import Competition
 from kfold.data.folds import Folds
-from kfold.data.images import image_path
+from kfold.data.images import image_paths
 from kfold.data.statistics import STATISTICS, image_statistics
 from kfold.data.tables import read_table
 from kfold.data.targets import Targets
@@ -23,9 +24,9 @@ from kfold.ensemble.features import Pair, Source, make_features, read_embeddings
 from kfold.ensemble.nested import METHODS
 from kfold.ensemble.second_level import Rows
 from kfold.errors import UserError
-from kfold.files import atomic_write
 from kfold.predictions import ids_sha256
 from kfold.runs import read_candidates, read_oof_values, read_test_by_fold, refuse_unfinished
+from kfold.seals import refuse_broken_seal, write_sealed
 
 FEATURE_GROUPS = ("oof", "group", "metadata", "images", "embeddings")  # oof is always among them
 
@@ -165,7 +166,7 @@ def images_of_both(workspace: Workspace, facts: Competition, train_ids: Sequence
             return *nothing, [f"no image features: {folder} is not there"]
     frames = []
     for rows, folder, ids in zip(("train", "test"), folders, (train_ids, test_ids), strict=True):
-        paths = [image_path(folder, image_id, facts.image_suffix) for image_id in ids]
+        paths, _ = image_paths(folder, ids, facts.image_suffix)  # an id that leads out is a row of NaN
         found = cached_statistics(workspace.image_statistics_path(rows), ids, paths, f"{rows} image statistics")
         frames.append(found.add_prefix("image_"))
     return *frames, []
@@ -175,7 +176,10 @@ def cached_statistics(cache_path: Path, ids: Sequence[str], paths: Sequence[Path
     """`image_statistics` of the files, of which only those are read that are new or of another size than before."""
     known = pd.DataFrame(columns=["id", *STATISTICS])
     if cache_path.exists():
-        with suppress(OSError, pa.ArrowException):  # a damaged cache is made anew, as is one of other columns
+        with suppress(
+            OSError, pa.ArrowException, UserError
+        ):  # a damaged cache is made anew, as is one of other columns
+            refuse_broken_seal(cache_path)
             found = pq.read_table(cache_path).to_pandas()
             known = found if list(found) == list(known) else known
     known = known.drop_duplicates("id").set_index("id").reindex(list(ids)).astype(np.float64)
@@ -184,7 +188,9 @@ def cached_statistics(cache_path: Path, ids: Sequence[str], paths: Sequence[Path
     if len(stale):
         known.iloc[stale] = image_statistics([paths[row] for row in stale], title).to_numpy()
         table = pa.Table.from_pandas(known.reset_index(names="id"), preserve_index=False)
-        atomic_write(cache_path, lambda temporary: pq.write_table(table, temporary))
+        content = io.BytesIO()
+        pq.write_table(table, content)
+        write_sealed(cache_path, content.getvalue())
     return known.reset_index(drop=True)
 
 

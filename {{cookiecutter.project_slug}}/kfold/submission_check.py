@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kfold.data.tables import read_table, shorten
+from kfold.data.tables import NUMBER, read_table, shorten
 from kfold.errors import UserError
 from kfold.predictions import PREFIX
 from kfold.submission import Form, listed
 
-NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"  # what every CSV reader takes for a number
 SUM_TOLERANCE = 1e-3  # of class probabilities, from 1
 
 

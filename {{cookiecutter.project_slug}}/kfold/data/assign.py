@@ -51,6 +51,12 @@ def make_folds(table: pd.DataFrame, targets: Targets, duplicate_group: np.ndarra
         fold[order] = SCHEMES[scheme](rows, facts.num_folds)
     except UserError as error:
         raise error.at(facts.train_csv) from None
+    sizes = np.bincount(fold, minlength=facts.num_folds)
+    if not sizes.all():
+        raise UserError(
+            f"{facts.train_csv}: fold_scheme {scheme} leaves fold {sizes.argmin()} without rows, because "
+            f"{np.bincount(units).max()} of {len(ids)} rows belong together: lower num_folds, or take another scheme"
+        )
     columns = [ids, fold.tolist(), group, duplicate_group.tolist()]
     columns += [table[name].tolist() for name in facts.target_columns]
     text = io.StringIO(newline="")

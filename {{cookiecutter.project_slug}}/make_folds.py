@@ -22,12 +22,13 @@ from kfold.data.assign import choose_scheme, make_folds
 from kfold.data.card import fold_card
 from kfold.data.check import Check, check_data
 from kfold.data.folds import Folds, cut_groups, read_folds, take_rows
-from kfold.data.tables import read_test_ids
+from kfold.data.tables import read_table, read_test_ids
 from kfold.ensemble.pseudo_rounds import Data
-from kfold.errors import UserError, run_stage
+from kfold.errors import UserError, one_line, run_stage
 from kfold.files import atomic_write
 from kfold.report.tables import cv_table
 from kfold.seals import check_seals
+from kfold.submission import make_form
 from kfold.verify import read_settings, verify_run, verify_shared
 
 ROOT = Path(__file__).resolve().parent
@@ -46,6 +47,7 @@ def main(root: Path = ROOT, overwrite: bool = False, check_only: bool = False) -
     with data.collect():
         if data.targets is not None:
             content = make_folds(data.table, data.targets, data.duplicate_group, facts)
+    check_sample(data, workspace, facts)
     if exists and check_only:
         check_folds(data, workspace, facts)
     report(data)
@@ -59,6 +61,19 @@ def main(root: Path = ROOT, overwrite: bool = False, check_only: bool = False) -
     atomic_write(workspace.folds_path, content)
     folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
     print(fold_card(folds, competition.decode_targets(folds.table, facts), choose_scheme(facts)))
+
+
+def check_sample(data: Check, workspace: Workspace, facts: Competition) -> None:
+    """Note a metric that does not fit the task, and warn of a sample submission that submit.py could not follow."""
+    path = workspace.data_path(facts, facts.sample_submission_csv)
+    with data.collect():
+        metric = competition.metric(facts)
+        if data.targets is None or not path.exists():
+            return
+        try:
+            make_form(read_table(path, [facts.id_column]), data.targets, facts.task, metric, facts.id_column)
+        except UserError as error:
+            data.warnings += [line for line in error.problems if not line.startswith(str(path))]  # these are said
 
 
 def check_folds(data: Check, workspace: Workspace, facts: Competition) -> None:
@@ -119,9 +134,9 @@ def read_data(workspace: Workspace, facts: Competition, limit: int) -> Data:
 def report(data: Check) -> None:
     """Print notes and warnings. Raises UserError with all errors."""
     for line in data.notes:
-        print(line)
+        print(one_line(line))
     for line in data.warnings:
-        print(f"warning: {line}", file=sys.stderr)
+        print(f"warning: {one_line(line)}", file=sys.stderr)
     if data.errors:
         raise UserError(data.errors)
 

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -33,6 +34,14 @@ NOT_TRAINED = (
 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def check_text(self) -> "Settings":
+        for key, value in self:
+            for text in value if isinstance(value, tuple) else [value]:
+                if isinstance(text, str) and re.search("[\ud800-\udfff]", text):
+                    raise ValueError(f"{key}: {text!a} holds half a character: retype it")
+        return self
 
 
 class Competition(Settings):
@@ -69,6 +78,9 @@ class Competition(Settings):
                     f"target column '{name}' has the name of a column of folds.csv: "
                     f"rename it in train.csv and here, and back in competition.py's postprocess"
                 )
+        for key in ("data_dir", "train_csv", "test_csv", "sample_submission_csv", "train_images", "test_images"):
+            if not getattr(self, key) or "\0" in getattr(self, key):
+                raise ValueError(f"{key}: {getattr(self, key)!r} cannot name a file or folder: give its name")
         named = [self.id_column, *self.target_columns, self.group_column, self.time_column]
         named = [name for name in named if name]
         for name in sorted({name for name in named if named.count(name) > 1}):
@@ -200,14 +212,15 @@ class Config(Settings):
 class StrictLoader(yaml.SafeLoader):
     """YAML without surprises: `1e-3` is a number, `no` and `010` and `12:30` are text, a key given twice is refused.
 
-    So are aliases: nine lines of aliases of aliases stand for more values than any memory holds.
+    So are anchors, aliases and tags: ten lines of aliases can stand for more text than a computer can hold.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            line = event.start_mark.line + 1
-            raise yaml.composer.ComposerError(None, None, f"line {line}: write out what *{event.anchor} stands for")
+        event = self.peek_event()
+        if event.anchor or getattr(event, "tag", None):
+            raise yaml.composer.ComposerError(
+                None, None, "a value that starts with & * or ! goes into quotes", event.start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -217,8 +230,7 @@ class StrictLoader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 continue  # refused below
             if key in seen:
-                line = key_node.start_mark.line + 1
-                raise yaml.constructor.ConstructorError(None, None, f"line {line}: key '{key}' is given twice", None)
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -227,7 +239,7 @@ StrictLoader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"~|null|", ["~", "n", ""]),
     ("bool", r"true|false", list("tf")),
-    ("int", r"[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
+    ("int", r"[-+]?(0|[1-9][0-9_]{0,30})", list("-+0123456789")),
     (
         "float",
         r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan",
@@ -262,15 +274,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The top-level keys of a YAML file. Raises UserError naming file and line."""
-    if not path.is_file():
-        others = sorted(other.stem for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such file" + (f"; there are: {', '.join(others)}" if others else ""))
     try:
         values = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, NotADirectoryError):
+        others = sorted(other.stem for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"there are: {', '.join(others)}" if others else "mend the name or the folder"
+        raise UserError(f"{path}: no such file: {hint}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): put a readable file there") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except ValueError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+        raise UserError(f"{path}: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -281,14 +296,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str) -> Any:
     """The values of a YAML text. Raises ValueError with one line: what is wrong, and where."""
     if len(text) > LONGEST_YAML:
-        raise ValueError(f"{len(text):,} characters, settings have at most {LONGEST_YAML:,}")
+        raise ValueError(f"{len(text):,} characters, settings have at most {LONGEST_YAML:,}: shorten it")
     try:
         return yaml.load(text, StrictLoader)
-    except RecursionError:
-        raise ValueError("brackets within brackets, too deep") from None
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
-        # The last three: PyYAML's own, for `!!bool maybe`, `!!timestamp soon` and the like.
-        raise ValueError(" ".join(str(error).split())[:300]) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(describe_yaml(error, text)) from None
+
+
+def describe_yaml(error: Exception, text: str) -> str:
+    """`line 3: not valid YAML: ...`, on one line, for what loading `text` raised."""
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return f"line {line}: not valid YAML: holds the character {chr(error.character)!a}: delete it"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        start = f"{error.context}, which starts on line {error.context_mark.line + 1}: " if error.context_mark else ""
+        line = f"line {error.problem_mark.line + 1}"
+        return f"{line}: not valid YAML: {start}{error.problem}: a line is `key: value`, text with signs goes in quotes"
+    if isinstance(error, RecursionError):
+        return "not valid YAML: brackets within brackets without end: close them"
+    return f"not valid YAML: {' '.join(str(error).split())[:300]}"
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -318,7 +344,7 @@ def build_settings(kind: type[SettingsType], values: dict[str, Any], source: str
 
 
 def describe_problem(kind: type[Settings], source: str, problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(str(part) for part in problem["loc"])[:100]
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(kind.model_fields)}"
@@ -327,7 +353,8 @@ def describe_problem(kind: type[Settings], source: str, problem: Any) -> str:
         return f"{source}: '{key}' is missing: add a line `{key}: ...`"
     if problem["type"] == "value_error":
         return f"{source}: {problem['ctx']['error']}"
-    return f"{source}: {key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r}"
+    said = problem["msg"][0].lower() + problem["msg"][1:].replace("tuple", "list")
+    return f"{source}: {key}: {said}, not {reprlib.repr(problem['input'])}"
 
 
 def settings_to_yaml(settings: Settings) -> str:

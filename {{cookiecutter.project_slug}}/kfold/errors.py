@@ -7,13 +7,35 @@ from types import FrameType
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on where this one stopped
 
+LIMIT = 20  # problems of one kind that are listed; the others are counted
+LONGEST = 2000  # characters of a problem
+
 
 class UserError(Exception):
     """Something the person can mend; each problem is one line: where (file, row or id), what, and the remedy."""
 
     def __init__(self, problems: str | Sequence[str]):
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [one_line(problem) for problem in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))
+
+    def at(self, where: str) -> "UserError":
+        """The same problems, each with the file in front."""
+        return UserError([line if line.startswith("... and ") else f"{where}: {line}" for line in self.problems])
+
+
+def one_line(text: str) -> str:
+    r"""The text with characters that cannot be printed written out (`\n`, `\u200b`), and its middle left out if long.
+
+    Cells of a table stand in messages: a line end in one must not look like a second message.
+    """
+    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 400]} ... {text[-400:]}"
+
+
+def list_problems(rows: Sequence, describe: Callable[..., str], limit: int = LIMIT) -> list[str]:
+    """A line for each of the first `limit` rows (whatever `describe` takes); a last one counts the others."""
+    more = [f"... and {len(rows) - limit} more of this kind"] if len(rows) > limit else []
+    return [describe(row) for row in rows[:limit]] + more
 
 
 class Interrupted(BaseException):

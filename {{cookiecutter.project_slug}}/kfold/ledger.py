@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from kfold.errors import UserError
 from kfold.files import atomic_write
-from kfold.report.spreadsheet import guard, unguard
+from kfold.report.spreadsheet import guard, is_number, unguard
 
 COLUMNS = (
     "run",

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kfold.data.tables import read_table, shorten
-from kfold.errors import UserError
+from kfold.data.tables import NUMBER, read_table, shorten
+from kfold.errors import UserError, one_line
 from kfold.predictions import PREFIX
 from kfold.submission import Form, listed
 
-NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"  # what every CSV reader takes for a number
 SUM_TOLERANCE = 1e-3  # of class probabilities, from 1
 
 
@@ -34,10 +33,10 @@ def check_submission(
             return [f"{submission}: row 1: starts with a byte order mark: save it as plain UTF-8"], []
     errors = check_header(list(table.columns), form)
     if errors:
-        return errors, []
+        return [one_line(line) for line in errors], []
     checks = check_labels if form.labels and form.content != "class probabilities" else check_numbers
     errors = check_ids(table[form.id_column], test_ids) + shorten(checks(table, form))
-    return errors, [] if errors else alarms(table, form)
+    return [one_line(line) for line in errors], [] if errors else alarms(table, form)
 
 
 def check_header(found: list[str], form: Form) -> list[str]:

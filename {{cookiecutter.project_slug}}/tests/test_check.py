@@ -69,7 +69,7 @@ def test_problems_of_tables_labels_and_images_are_reported_together(root):
         "a00.png: is empty (0 bytes): replace it, or set bad_train_images: drop in competition.yaml",
         "a01.png: is a web page or text, not an image",
         "a02.png: no such file",
-        "label: labels 'cat' (id 'a01') and 'Cat' (id 'a03') differ only by case or spaces: write them alike",
+        "train.csv: label: labels 'cat' (id 'a01', 5 rows) and 'Cat' (id 'a03', 1 row) differ only by case or spaces",
     ]
     assert len(errors) == len(expected)
     for line, part in zip(errors, expected, strict=True):

@@ -87,7 +87,7 @@ def test_a_key_named_no_stays_text(write):
 
 def test_a_doubled_key_is_refused_with_its_line(write):
     (problem,) = problems_of(read_yaml, write("lr: 1\nepochs: 2\nlr: 3\n"))
-    assert "line 3: key 'lr' is given twice" in problem
+    assert "settings.yaml: line 3: not valid YAML: key 'lr' is given twice" in problem
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_an_empty_file_and_a_byte_order_mark_are_fine(write):
 def test_a_missing_file_names_those_that_exist(write):
     path = write("lr: 1\n", "baseline.yaml").with_name("basline.yaml")
     (problem,) = problems_of(read_yaml, path)
-    assert problem == f"{path}: no such file; there are: baseline"
+    assert problem == f"{path}: no such file: there are: baseline"
 
 
 # Settings

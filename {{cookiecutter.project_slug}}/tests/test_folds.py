@@ -179,7 +179,7 @@ def test_a_scheme_that_does_not_fit_the_task_is_refused():
     with pytest.raises(UserError, match="fold_scheme binned does not fit task multiclass: take auto"):
         split(table_of(["a", "b"] * 9), facts_of(fold_scheme="binned"))
     table = table_of(["a", "b"] * 9, day=["1"] * 17 + [" "])
-    with pytest.raises(UserError, match=f"day: id '{table['image_id'][17]}' has no time"):
+    with pytest.raises(UserError, match=f"day: id '{table['image_id'][17]}': time '' is blank: fill it in"):
         split(table, facts_of(fold_scheme="time", time_column="day"))
 
 

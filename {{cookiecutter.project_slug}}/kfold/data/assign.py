@@ -16,9 +16,10 @@ from scipy.sparse.csgraph import connected_components
 
 from kfold.config import FOLDS_COLUMNS, Competition
 from kfold.data.splitters import SCHEMES, Rows
-from kfold.data.tables import shorten
-from kfold.data.targets import Targets
-from kfold.errors import UserError
+from kfold.data.targets import Targets, read_numbers
+from kfold.errors import UserError, list_problems
+
+DAY_FIRST = r"[0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{2,4}.*"  # 31.1.2026 and 1/31/2026
 
 FITTING = {  # task -> schemes that balance its targets; group, time and random fit every task
     "multiclass": ("stratified", "stratified_group"),
@@ -40,13 +41,22 @@ def make_folds(table: pd.DataFrame, targets: Targets, duplicate_group: np.ndarra
     units = connect([np.array(group, object)[order], duplicate_group[order]])
     if units.max() + 1 < facts.num_folds:
         raise UserError(
-            f"train.csv has {units.max() + 1} rows or groups of rows that belong together, "
+            f"{facts.train_csv}: has {units.max() + 1} rows or groups of rows that belong together, "
             f"fewer than num_folds = {facts.num_folds}: lower num_folds"
         )
     names = targets.labels if targets.values.shape[1] == 1 and targets.labels else targets.names
     rows = Rows(targets.values[order], names, units, read_time(table, facts)[order], facts.fold_seed)
     fold = np.zeros(len(ids), np.int64)
-    fold[order] = SCHEMES[scheme](rows, facts.num_folds)
+    try:
+        fold[order] = SCHEMES[scheme](rows, facts.num_folds)
+    except UserError as error:
+        raise error.at(facts.train_csv) from None
+    sizes = np.bincount(fold, minlength=facts.num_folds)
+    if not sizes.all():
+        raise UserError(
+            f"{facts.train_csv}: fold_scheme {scheme} leaves fold {sizes.argmin()} without rows, because "
+            f"{np.bincount(units).max()} of {len(ids)} rows belong together: lower num_folds, or take another scheme"
+        )
     columns = [ids, fold.tolist(), group, duplicate_group.tolist()]
     columns += [table[name].tolist() for name in facts.target_columns]
     text = io.StringIO(newline="")
@@ -96,16 +106,29 @@ def connect(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def read_time(table: pd.DataFrame, facts: Competition) -> np.ndarray:
-    """Rank of each row's time, (N,) int64: numbers where all are, else text; zeros unless the scheme is time."""
+    """Rank of each row's time, (N,) int64: numbers where all are, else text; zeros unless the scheme is time.
+
+    Raises UserError for blank cells, numbers among text, and dates that do not sort as text.
+    """
     if facts.fold_scheme != "time":
         return np.zeros(len(table), np.int64)
-    column = table[facts.time_column]
-    blank = np.flatnonzero(column.str.strip() == "")
-    if len(blank):
-        ids = table[facts.id_column]
-        raise UserError(
-            shorten([f"{facts.time_column}: id '{ids.iloc[row]}' has no time: fill it in" for row in blank])
-        )
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
-    values = numbers if np.isfinite(numbers).all() else column.to_numpy(object)
+    column, ids = table[facts.time_column].str.strip(), table[facts.id_column]
+    numbers = read_numbers(column)
+    is_number = np.isfinite(numbers)
+    for wrong, what in (
+        (column == "", "is blank: fill it in"),
+        (~is_number if is_number.mean() > 0.5 else is_number, "is unlike the others: write all as numbers, or none"),
+        (column.str.fullmatch(DAY_FIRST), "does not sort by time as text: write dates as 2026-01-31"),
+    ):
+        rows = np.flatnonzero(wrong)
+        if len(rows):
+            raise UserError(
+                list_problems(
+                    rows,
+                    lambda row, what=what: (
+                        f"{facts.time_column}: id '{ids.iloc[row]}': time '{column.iloc[row]}' {what}"
+                    ),
+                )
+            ).at(facts.train_csv)
+    values = numbers if is_number.all() else column.to_numpy(object)
     return np.unique(values, return_inverse=True)[1].astype(np.int64)

@@ -12,11 +12,12 @@ from kfold.artifacts import Workspace
 from kfold.config import Competition
 from kfold.data.check_images import conflicting_copies, count_notes, describe_bad, describe_sizes
 from kfold.data.duplicates import find_pairs, name_groups
+from kfold.data.ids import odd_ids
 from kfold.data.images import image_paths
 from kfold.data.scan import Scan, scan_images
 from kfold.data.tables import read_table, read_test_ids, shorten
 from kfold.data.targets import Targets
-from kfold.errors import UserError
+from kfold.errors import UserError, list_problems
 
 STUB_ROWS = 10  # a sample submission this short is a placeholder
 
@@ -56,6 +57,7 @@ def check_data(
         train = read_table(workspace.data_path(facts, facts.train_csv), [name for name in named if name])
     test_ids = check_test_ids(check, workspace, facts)
     train_ids = [] if train is None else train[facts.id_column].tolist()
+    check.warnings += odd_ids(workspace.data_path(facts, facts.train_csv), train_ids)
     both = sorted(set(train_ids) & set(test_ids))
     if both and facts.train_images != facts.test_images:
         check.warnings.append(
@@ -86,6 +88,7 @@ def check_test_ids(check: Check, workspace: Workspace, facts: Competition) -> li
         with check.collect():
             sample_ids = read_table(sample_path, [facts.id_column])[facts.id_column].tolist()
             compare_test_ids(check, test_path, test_ids, sample_path, sample_ids)
+    check.warnings += odd_ids(test_path if test_path.exists() else sample_path, test_ids)
     return test_ids
 
 
@@ -103,8 +106,11 @@ def compare_test_ids(
         )
         return
     for path, odd, other in ((sample_path, missing, test_path), (test_path, foreign, sample_path)):
-        check.errors += shorten(
-            [f"{path}: id '{name}' of {other.name} is missing: download both files again" for name in odd]
+        check.errors += list_problems(
+            odd,
+            lambda name, path=path, other=other: (
+                f"{path}: id '{name}' of {other.name} is missing: download both files again"
+            ),
         )
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 
 from kfold.config import FOLDS_COLUMNS, Competition
 from kfold.data.assign import hash_order
-from kfold.data.tables import read_table, shorten
-from kfold.errors import UserError
+from kfold.data.tables import read_table
+from kfold.errors import UserError, list_problems
 
 REMEDY = "run make_folds.py --overwrite"
 
@@ -61,7 +61,9 @@ def read_folds(folds_path: Path, train_csv_path: Path, facts: Competition) -> Fo
     problems = compare_cells(folds_path, frozen, table, facts)
     for name in ("group", "duplicate_group"):
         cut = cut_groups(frozen[name], frozen["fold"])
-        problems += shorten([f"{folds_path}: {name} '{text}' lies in several folds: {REMEDY}" for text in cut])
+        problems += list_problems(
+            cut, lambda text, name=name: f"{folds_path}: {name} '{text}' lies in several folds: {REMEDY}"
+        )
     if problems:
         raise UserError(problems)
     return Folds(
@@ -78,26 +80,31 @@ def read_folds(folds_path: Path, train_csv_path: Path, facts: Competition) -> Fo
 def compare_ids(
     path: Path, frozen: pd.DataFrame, train: pd.DataFrame, rows: np.ndarray, facts: Competition
 ) -> list[str]:
-    problems = shorten(
-        [f"{path}: id '{name}' is not in {facts.train_csv}: {REMEDY}" for name in frozen["id"][rows < 0]]
+    problems = list_problems(
+        frozen["id"][rows < 0].tolist(), lambda name: f"{path}: id '{name}' is not in {facts.train_csv}: {REMEDY}"
     )
     if facts.bad_train_images == "stop":
         is_new = np.ones(len(train), bool)
         is_new[rows[rows >= 0]] = False
-        new = train[facts.id_column][is_new]
-        problems += shorten([f"{path}: id '{name}' of {facts.train_csv} is missing: {REMEDY}" for name in new])
+        problems += list_problems(
+            train[facts.id_column][is_new].tolist(),
+            lambda name: f"{path}: id '{name}' of {facts.train_csv} is missing: {REMEDY}",
+        )
     return problems
 
 
 def bad_numbers(path: Path, frozen: pd.DataFrame, num_folds: int) -> list[str]:
     allowed = [str(fold) for fold in range(num_folds)]
-    bad = frozen[~frozen["fold"].isin(allowed)]
-    problems = [
-        f"{path}: id '{name}': fold '{fold}' is none of 0 to {num_folds - 1} (num_folds in competition.yaml): {REMEDY}"
-        for name, fold in zip(bad["id"], bad["fold"], strict=True)
-    ]
+    bad = frozen[["id", "fold"]][~frozen["fold"].isin(allowed)].to_numpy(object)
+    problems = list_problems(
+        bad,
+        lambda row: (
+            f"{path}: id '{row[0]}': fold '{row[1]}' is none of 0 to {num_folds - 1} "
+            f"(num_folds in competition.yaml): {REMEDY}"
+        ),
+    )
     empty = sorted(set(allowed) - set(frozen["fold"]))
-    return shorten(problems) + [
+    return problems + [
         f"{path}: fold {fold} has no rows: set num_folds in competition.yaml back, or {REMEDY}" for fold in empty
     ]
 
@@ -110,12 +117,14 @@ def compare_cells(path: Path, frozen: pd.DataFrame, table: pd.DataFrame, facts: 
     problems = []
     for old, new in names.items():
         now = table[new].str.strip() if old == "group" else table[new]
-        for row in np.flatnonzero(frozen[old].to_numpy(object) != now.to_numpy(object)):
-            problems.append(
-                f"{path}: id '{frozen['id'][row]}': {new} was '{frozen[old][row]}' when the folds were made, "
-                f"{facts.train_csv} now says '{table[new][row]}': undo the change or {REMEDY}"
-            )
-    return shorten(problems)
+        problems += list_problems(
+            np.flatnonzero(frozen[old].to_numpy(object) != now.to_numpy(object)),
+            lambda row, old=old, new=new: (
+                f"{path}: id '{frozen['id'][row]}': {new} was '{frozen[old][row]}' when the "
+                f"folds were made, {facts.train_csv} now says '{table[new][row]}': undo the change or {REMEDY}"
+            ),
+        )
+    return problems
 
 
 def cut_groups(groups: Sequence[str], folds: Sequence) -> list[str]:

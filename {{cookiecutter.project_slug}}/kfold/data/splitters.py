@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kfold.data.deal import MAX_EVENED, chi_square_weights, deal, even_out
-from kfold.errors import UserError
+from kfold.errors import UserError, list_problems
 
 MAX_BINS = 20  # of a regression target
 
@@ -35,14 +35,18 @@ def refuse_rare(classes: np.ndarray, rows: Rows, num_folds: int) -> None:
     num_classes = classes.max() + 1
     num_units = np.bincount(np.unique(rows.units * num_classes + classes) % num_classes)
     what = "rows" if len(rows.units) == rows.units.max() + 1 else "groups of rows that belong together"
-    problems = [
-        f"class '{rows.names[position]}' has {count} {what}, fewer than num_folds = {num_folds}: "
-        f"lower num_folds, add rows, or join it with another class in competition.py"
-        for position, count in enumerate(num_units)
-        if 0 < count < num_folds
-    ]
-    if problems:
-        raise UserError(problems)
+    rare = np.flatnonzero((num_units > 0) & (num_units < num_folds))
+    if len(rare):
+        raise UserError(
+            list_problems(
+                rare,
+                lambda position: (
+                    f"class '{rows.names[position]}' has {num_units[position]} {what}, "
+                    f"fewer than num_folds = {num_folds}: lower num_folds, add rows, or join it with another class in "
+                    f"competition.py"
+                ),
+            )
+        )
 
 
 def sizes_only(rows: Rows, num_folds: int) -> np.ndarray:

@@ -8,34 +8,45 @@ from pathlib import Path
 
 import pandas as pd
 
-from kfold.errors import UserError
+from kfold.data.ids import refuse_ids
+from kfold.errors import LIMIT, UserError, list_problems
 
-LIMIT = 20  # problems of one kind that are listed; the others are counted
+NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"  # what every CSV reader takes for a number
+DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
     """All rows and columns of a comma-separated UTF-8 file, as text; empty cells are "".
 
-    `required` names columns that must be there, the id column first: ids must be filled in and differ.
-    Raises UserError with one line per problem, naming the row by its line in the file.
+    `required` names columns that must be there and hold no line end, the id column first: ids must be filled in and
+    differ. Raises UserError with one line per problem, naming the row by its line in the file.
     """
     text = read_text(path)
     cells, widths, lines = parse(path, text)
+    if not widths:
+        raise UserError(f"{path}: is empty: download it again")
     header = cells[: widths[0]]
     refuse_header(path, text, header, required)
-    ragged = [(line, width) for line, width in zip(lines, widths, strict=True) if width != len(header)]
+    ragged = [row for row, width in enumerate(widths) if width != len(header)]
     if ragged:
-        problems = [
-            f"{path}: row {line}: {width} cells, the header has {len(header)}: quote a cell that holds a comma"
-            for line, width in ragged
-        ]
-        raise UserError(shorten(problems))
+        raise UserError(
+            list_problems(
+                ragged,
+                lambda row: (
+                    f"{path}: row {lines[row]}: {widths[row]} cells, the header has {len(header)}: "
+                    f"quote a cell that holds a comma"
+                ),
+            )
+        )
     if len(lines) == 1:
         raise UserError(f"{path}: has a header but no rows: download it again")
     columns = {name: cells[len(header) + i :: len(header)] for i, name in enumerate(header)}
     table = pd.DataFrame(columns, dtype=str)
     if required:
-        refuse_ids(path, table, required[0], lines[1:])
+        problems = refuse_line_ends(path, table, required, lines[1:])
+        problems += refuse_ids(path, table, required[0], lines[1:])
+        if problems:
+            raise UserError(problems)
     return table
 
 
@@ -56,7 +67,7 @@ def read_text(path: Path) -> str:
         found = f"the folder holds {', '.join(others[:5])}" if others else "unpack the competition's files there"
         raise UserError(f"{path}: no such file: {found}") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}): put a readable file there") from None
     if not data.strip():
         raise UserError(f"{path}: is empty: download it again")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -70,11 +81,11 @@ def read_text(path: Path) -> str:
         raise UserError(
             f"{path}: row {row}: byte 0x{data[error.start]:02x} is not UTF-8 (Latin-1?): save it as UTF-8"
         ) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def line_of(data: bytes, position: int) -> int:
-    return data.count(b"\n", 0, position) + 1
+    return len((data[:position] + b".").splitlines())
 
 
 def parse(path: Path, text: str) -> tuple[list[str], list[int], list[int]]:
@@ -88,8 +99,9 @@ def parse(path: Path, text: str) -> tuple[list[str], list[int], list[int]]:
                 widths.append(len(row))
                 lines.append(before + 1)
             before = reader.line_num
-    except csv.Error:
-        raise UserError(f'{path}: row {before + 1}: a quote (") is not closed: close it or double it') from None
+    except csv.Error as error:
+        long = f", or a cell is longer than {csv.field_size_limit()}" if "field larger" in str(error) else ""
+        raise UserError(f'{path}: row {before + 1}: a quote (") is not closed{long}: close it or double it') from None
     return cells, widths, lines
 
 
@@ -98,7 +110,7 @@ def refuse_header(path: Path, text: str, header: Sequence[str], required: Sequen
     problems = [f"{path}: column '{name}' occurs twice: rename or delete one" for name in doubled]
     missing = [name for name in required if name not in header]
     if missing and len(header) == 1:
-        for delimiter, word in ((";", "semicolons"), ("\t", "tabs")):
+        for delimiter, word in DELIMITERS.items():
             if delimiter in text.split("\n", 1)[0]:
                 raise UserError(f"{path}: its cells are separated by {word}: save it separated by commas")
     problems += [f"{path}: no column '{name}': {nearest(name, header)}" for name in missing]
@@ -114,41 +126,20 @@ def nearest(name: str, header: Sequence[str]) -> str:
     return f"the columns are {', '.join(header[:10])}: set the right one in competition.yaml"
 
 
-def refuse_ids(path: Path, table: pd.DataFrame, id_column: str, lines: Sequence[int]) -> None:
-    ids = table[id_column]
-    stripped = ids.str.strip()
-    blank, spaced = stripped == "", (stripped != ids) & (stripped != "")
-    problems = shorten(
-        [f"{path}: row {lines[row]}: no {id_column}: fill it in" for row in blank.to_numpy().nonzero()[0]]
-    )
-    problems += shorten(
-        [
-            f"{path}: row {lines[row]}: {id_column} '{ids[row]}' has spaces around it: remove them"
-            for row in spaced.to_numpy().nonzero()[0]
-        ]
-    )
-    doubled = ids[ids.duplicated(keep=False) & ~blank]
-    if len(doubled):
-        problems += shorten(
-            [
-                describe_doubled(path, table, id_column, rows.tolist(), lines)
-                for _, rows in doubled.groupby(doubled).groups.items()
-            ]
+def refuse_line_ends(path: Path, table: pd.DataFrame, columns: Sequence[str], lines: Sequence[int]) -> list[str]:
+    """Problems of cells that hold a line end: two stray quotes make one cell of all rows between them."""
+    problems = []
+    for name in columns:
+        rows = table[name].str.contains("\n", regex=False).to_numpy(bool).nonzero()[0]
+        problems += list_problems(
+            rows,
+            lambda row, name=name: (
+                f'{path}: row {lines[row]}: {name} holds a line end: is a quote (") of this cell not closed?'
+            ),
         )
-    if problems:
-        raise UserError(problems)
-
-
-def describe_doubled(path: Path, table: pd.DataFrame, id_column: str, rows: list[int], lines: Sequence[int]) -> str:
-    where = ", ".join(str(lines[row]) for row in rows[:5]) + (" ..." if len(rows) > 5 else "")
-    alike = len(table.loc[rows].drop_duplicates()) == 1
-    verdict = "equal rows: keep one" if alike else "rows that contradict each other: find out which is right"
-    return f"{path}: {id_column} '{table[id_column][rows[0]]}' is on rows {where}, {verdict}"
+    return problems
 
 
 def shorten(problems: Sequence[str], limit: int = LIMIT) -> list[str]:
     """The first `limit` lines; a last one counts the others."""
-    shown = list(problems[:limit])
-    if len(problems) > limit:
-        shown.append(f"... and {len(problems) - limit} more of this kind")
-    return shown
+    return list_problems(problems, str, limit)

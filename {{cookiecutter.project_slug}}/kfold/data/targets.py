@@ -1,15 +1,16 @@
 """Target columns, from text to numbers."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from kfold.config import Competition
-from kfold.data.tables import shorten
-from kfold.errors import UserError
+from kfold.data.labels import read_classes, refuse_many, refuse_separators
+from kfold.data.tables import NUMBER
+from kfold.errors import UserError, list_problems
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,23 @@ def decode(table: pd.DataFrame, facts: Competition) -> Targets:
 
     Classes sort as integers where all are, else as text; the last of two is the positive one. Texts such as "NA" are
     ordinary classes. Multilabel reads one column of 0/1 per label, or one column of labels separated by `|` or spaces
-    (blank: none). Raises UserError that lists every problem and names the id.
+    (blank: none). Raises UserError that lists every problem and names file, column and id.
     """
     columns = list(facts.target_columns)
-    return DECODERS[facts.task](table[columns], np.array(table[facts.id_column], dtype=object))
+    try:
+        return DECODERS[facts.task](table[columns], np.array(table[facts.id_column], dtype=object))
+    except UserError as error:
+        raise error.at(facts.train_csv) from None
 
 
 def decode_multiclass(table: pd.DataFrame, ids: np.ndarray) -> Targets:
     classes, codes = read_classes(table.iloc[:, 0], ids)
     if len(classes) < 2:
-        raise UserError(f"{table.columns[0]}: all rows are of class '{classes[0]}': there is nothing to tell apart")
+        raise UserError(
+            f"{table.columns[0]}: all rows are of class '{classes[0]}', there is nothing to tell apart: "
+            f"set target_columns in competition.yaml"
+        )
+    refuse_many(table.columns[0], classes, len(table))
     return Targets(np.eye(len(classes), dtype=np.float32)[codes], classes, classes)
 
 
@@ -59,14 +67,21 @@ def decode_multilabel(table: pd.DataFrame, ids: np.ndarray) -> Targets:
     if table.shape[1] == 1:
         return decode_label_lists(table.iloc[:, 0], ids)
     is_one, is_zero = table.isin(["1", "1.0"]).to_numpy(), table.isin(["0", "0.0"]).to_numpy()
-    rows, columns = np.nonzero(~(is_one | is_zero))
-    problems = [
-        f"{table.columns[column]}: id '{ids[row]}': '{table.iat[row, column]}' is neither 0 nor 1: mend the cell"
-        for row, column in zip(rows[:1000], columns[:1000], strict=True)
-    ]
-    if problems:
-        raise UserError(shorten(problems))
+    refuse_cells(table, ids, ~(is_one | is_zero), "is neither 0 nor 1")
     return Targets(is_one.astype(np.float32), tuple(map(str, table.columns)))
+
+
+def refuse_cells(table: pd.DataFrame, ids: np.ndarray, wrong: np.ndarray, what: str) -> None:
+    """Raise UserError where a cell is wrong; (N, C) bool. A comma inside a number is said to be one."""
+
+    def describe(place: np.ndarray) -> str:
+        cell = table.iat[place[0], place[1]]
+        comma = bool(re.fullmatch(r"\s*[-+]?[0-9]+,[0-9]+\s*", cell))
+        remedy = f"write {cell.strip().replace(',', '.')}, with a point for the comma" if comma else "mend the cell"
+        return f"{table.columns[place[1]]}: id '{ids[place[0]]}': '{cell}' {what}: {remedy}"
+
+    if wrong.any():
+        raise UserError(list_problems(np.argwhere(wrong), describe))
 
 
 def decode_label_lists(cells: pd.Series, ids: np.ndarray) -> Targets:
@@ -77,8 +92,10 @@ def decode_label_lists(cells: pd.Series, ids: np.ndarray) -> Targets:
     filled = parts != ""  # a blank cell is a row without labels
     row_of, parts = row_of[filled], pd.Series(parts[filled], name=cells.name, dtype=str)
     if not len(parts):
-        raise UserError(f"{cells.name}: no row has a label: mend the column in train.csv")
+        raise UserError(f"{cells.name}: no row has a label: fill them in, or set target_columns in competition.yaml")
     labels, codes = read_classes(parts, ids[row_of])
+    refuse_separators(cells, ids, set(labels))
+    refuse_many(cells.name, labels, len(cells))
     values = np.zeros((len(cells), len(labels)), np.float32)
     values[row_of, codes] = 1
     return Targets(values, labels)
@@ -86,17 +103,15 @@ def decode_label_lists(cells: pd.Series, ids: np.ndarray) -> Targets:
 
 def decode_regression(table: pd.DataFrame, ids: np.ndarray) -> Targets:
     with np.errstate(over="ignore"):
-        values = np.column_stack(
-            [pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64).astype(np.float32) for name in table]
-        )
-    rows, columns = np.nonzero(~np.isfinite(values))
-    problems = [
-        f"{table.columns[column]}: id '{ids[row]}': '{table.iat[row, column]}' is not a finite number: mend the cell"
-        for row, column in zip(rows[:1000], columns[:1000], strict=True)
-    ]
-    if problems:
-        raise UserError(shorten(problems))
+        values = np.column_stack([read_numbers(table[name]).astype(np.float32) for name in table])
+    refuse_cells(table, ids, ~np.isfinite(values), "is not a finite number")
     return Targets(values, tuple(map(str, table.columns)))
+
+
+def read_numbers(column: pd.Series) -> np.ndarray:
+    """The numbers of a column of text, (N,) float64; NaN where a cell holds anything else (also `nan`, `inf`)."""
+    column = column.str.strip()
+    return pd.to_numeric(column.where(column.str.fullmatch(NUMBER)), errors="coerce").to_numpy(np.float64)
 
 
 DECODERS: dict[str, Callable[[pd.DataFrame, np.ndarray], Targets]] = {
@@ -105,36 +120,3 @@ DECODERS: dict[str, Callable[[pd.DataFrame, np.ndarray], Targets]] = {
     "multilabel": decode_multilabel,
     "regression": decode_regression,
 }
-
-
-def read_classes(column: pd.Series, ids: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    """The distinct texts of a column, sorted, and their positions (N,). Refuses blanks and near twins."""
-    codes, found = pd.factorize(column)
-    first_row = {str(name): int(row) for name, row in zip(found, np.unique(codes, return_index=True)[1], strict=True)}
-    blank = np.flatnonzero(column.str.strip() == "")
-    problems = shorten([f"{column.name}: id '{ids[row]}' has no label: fill it in or delete the row" for row in blank])
-    problems += near_twins(str(column.name), first_row, ids)
-    if problems:
-        raise UserError(problems)
-    classes = sort_classes(list(first_row))
-    position = {name: place for place, name in enumerate(classes)}
-    return classes, np.array([position[str(name)] for name in found], dtype=np.int64)[codes]
-
-
-def near_twins(column: str, first_row: dict[str, int], ids: np.ndarray) -> list[str]:
-    """Labels that differ only by case or spaces are typing slips."""
-    twins: dict[str, list[str]] = {}
-    for name in first_row:
-        twins.setdefault(" ".join(name.casefold().split()), []).append(name)
-    problems = []
-    for key, names in twins.items():
-        if key and len(names) > 1:
-            listed = " and ".join(f"'{name}' (id '{ids[first_row[name]]}')" for name in names)
-            problems.append(f"{column}: labels {listed} differ only by case or spaces: write them alike")
-    return shorten(problems)
-
-
-def sort_classes(names: Sequence[str]) -> tuple[str, ...]:
-    if all(re.fullmatch(r"[+-]?[0-9]+", name) for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))

@@ -39,6 +39,10 @@ def template_sources() -> set[str]:
 
 def check_answers(answers: dict) -> str:
     """Refuse bad answers by the one error that cookiecutter prints without a traceback."""
+    questions = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+    if missing := [key for key in questions if key[0] != "_" and key not in answers]:
+        # Cookiecutter asks for this check when all is answered; before that, the text of this check is the answer.
+        raise FailedHookException(f"{missing[0]}: the answer is a piece of the template's own code: give plain text")
     path = TEMPLATE / "hooks" / "pre_gen_project.py"
     spec = spec_from_file_location("pre_gen_project", path)
     hook = module_from_spec(spec)

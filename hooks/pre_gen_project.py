@@ -47,15 +47,21 @@ def find_unreadable(key: str, value: object) -> str | None:
         return f"{key}: '{value[:20]}...' has {len(value)} characters: give at most {LONGEST}"
     for character in value:  # these would not come back from YAML as they are
         if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in "\ufeff\ufffe\uffff":
-            return f"{key}: {value!a} holds the control character {character!a}: give one line of plain text"
+            return f"{key}: {shown(value)!a} holds the control character {character!a}: give one line of plain text"
     if not value.strip() and key in ("project_name", "project_slug", "id_column"):
         return f"{key}: '{value}' is empty: give a name"
     return None
 
 
+def shown(answer: str) -> str:
+    return answer if len(answer) <= 60 else f"{answer[:60]}..."
+
+
 def check_slug(slug: str) -> list[str]:
     if not re.fullmatch(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?", slug) or len(slug) > 100:
-        return [f"project_slug: '{slug}' cannot name the folder: use a-z, 0-9, - and _, at most 100, as in my-project"]
+        return [
+            f"project_slug: '{shown(slug)}' cannot name a folder: use a-z, 0-9, - and _, at most 100, as in my-project"
+        ]
     if slug in WINDOWS_DEVICES:
         return [f"project_slug: '{slug}' is the name of a device on Windows: choose another, such as {slug}-project"]
     return []
@@ -64,7 +70,7 @@ def check_slug(slug: str) -> list[str]:
 def check_kaggle_competition(competition: str) -> list[str]:
     if competition and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", competition):
         return [
-            f"kaggle_competition: '{competition}' is not a competition's short name: give the last part of its "
+            f"kaggle_competition: '{shown(competition)}' is not a competition's short name: give the last part of its "
             f"address, such as cassava-leaf-disease-classification, or nothing"
         ]
     return []
@@ -83,7 +89,7 @@ def check_columns(answers: dict[str, str]) -> list[str]:
     text, task = answers["target_columns"], answers["task"]
     targets = [name.strip() for name in text.split(",")]
     if "" in targets:
-        return [f"target_columns: '{text}' has an empty name: write the columns with single commas between them"]
+        return [f"target_columns: '{shown(text)}' has an empty name: write the columns with single commas between them"]
     problems = [
         f"target_columns: '{name}' is the name of a column of folds.csv: rename it in the competition's files"
         for name in FOLDS_COLUMNS
@@ -91,23 +97,25 @@ def check_columns(answers: dict[str, str]) -> list[str]:
     ]
     named = [answers["id_column"], *targets, *filter(None, [answers["group_column"]])]
     problems += [
-        f"id_column, target_columns, group_column: '{name}' is named twice: they must differ"
+        f"id_column, target_columns, group_column: '{shown(name)}' is named twice: they must differ"
         for name in sorted({name for name in named if named.count(name) > 1})
     ]
     if task in ("multiclass", "binary") and len(set(targets)) > 1:
-        problems.append(f"target_columns: '{text}' names several columns, but task {task} has one target column")
+        problems.append(f"target_columns: '{shown(text)}' names several columns, but task {task} has one target column")
     return problems
 
 
 def check_image_suffix(suffix: str) -> list[str]:
     if not re.fullmatch(r"([._-][A-Za-z0-9._-]*)?", suffix) or ".." in suffix:
-        return [f"image_suffix: '{suffix}' cannot end a file name: write it like .jpg or _rgb.png, or leave it empty"]
+        return [
+            f"image_suffix: '{shown(suffix)}' cannot end a file name: write it like .jpg or _rgb.png, or leave it empty"
+        ]
     return []
 
 
 def check_num_folds(num_folds: str) -> list[str]:
     if not re.fullmatch(r"[2-9]|1[0-9]|20", num_folds):
-        return [f"num_folds: '{num_folds}' is not a whole number from 2 to 20"]
+        return [f"num_folds: '{shown(num_folds)}' is not a whole number from 2 to 20"]
     return []
 
 

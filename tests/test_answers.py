@@ -2,14 +2,15 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from cookiecutter.exceptions import FailedHookException
 from cookiecutter.utils import create_env_with_context
 
-from conftest import DEFAULTS, PROJECT, QUESTIONS, TEMPLATE, files_below
-from kfold.config import FOLDS_COLUMNS, Competition
+from conftest import DEFAULTS, PROJECT, QUESTIONS, TEMPLATE, files_below, tracked_files
+from kfold.config import FOLDS_COLUMNS, Competition, load_competition
 from kfold.errors import UserError
 from kfold.metrics import METRICS, resolve_metric
 
@@ -81,6 +82,89 @@ HOSTILE = [  # CANARY becomes a path that nobody may create
 ]
 
 
+TRICKS = [  # given to every question that takes text; each is refused, or comes back as it is
+    # Jinja
+    "{{ 7 * 7 }}",
+    JINJA_CODE,
+    "{% for x in (1, 2) %}x{% endfor %}",
+    "{% include '/etc/passwd' %}",
+    "{% raw %}",
+    "{# gone #}",
+    "{{ cookiecutter.author_name }}",
+    "}} %} #}",
+    "{{",
+    # Python
+    PYTHON_CODE,
+    f"'; {PYTHON_CODE} #",
+    '"""',
+    "'''",
+    "back\\slash\\",
+    "\\x41 \\u0041 \\N{BULLET} \\n",
+    # shell
+    "$(touch CANARY)",
+    "`touch CANARY`",
+    "; touch CANARY",
+    "| tee CANARY",
+    "&& touch CANARY",
+    "> CANARY",
+    "-rf",
+    "--output-dir=CANARY",
+    "$HOME %PATH% ~ * ? !!",
+    # YAML and TOML
+    "a: b",
+    "# comment",
+    "- item",
+    "!!python/object/apply:os.system ['touch CANARY']",
+    "&anchor",
+    "*alias",
+    "| ",
+    "[a]",
+    "{a: 1}",
+    "yes",
+    "null",
+    "1e3",
+    "---",
+    "'",
+    '"',
+    "''",
+    '"]\\n[tool.pytest]',
+    "%TAG @ `",
+    # HTML, Markdown, spreadsheets
+    "<script>alert(1)</script>",
+    "</title><!-- &amp; -->",
+    "[x](javascript:alert(1)) ![x](//example.com)",
+    "=cmd|' /C calc'!A0",
+    # Unicode
+    "\u202eright to left",
+    "zero\u200bwidth\u2060",
+    "e\u0301 \ufb01 \U0001d54f \uff0e\uff0e\uff0f",
+    "\ufeffbyte order mark",
+    "next\x85line",
+    "half \ud83d",
+    "\U0001f600" * 900,
+    # lines and control characters
+    "two\nlines",
+    "carriage\rreturn",
+    "nul\0",
+    "\x1b[2Jclears the screen",
+    "line\u2028separator",
+    # paths and names of Windows
+    "../../CANARY",
+    "CANARY",
+    "..",
+    "C:\\CANARY",
+    "\\\\server\\share",
+    "con",
+    "NUL.txt",
+    # length
+    "x" * 1980,
+    "x" * 2001,
+    "",
+    " ",
+    "  spaces around  ",
+]
+
+
 def with_canary(value: str, canary: Path) -> str:
     return value.replace("CANARY", str(canary))
 
@@ -104,6 +188,79 @@ def test_the_rendered_hook_refuses_too(tmp_path, key, value):
     assert (result.returncode, result.stdout) == (1, "")
     assert_one_sentence(result.stderr.strip().removeprefix("error: "), key)
     assert files_below(tmp_path) == {"hook.py"}
+
+
+TEXT_QUESTIONS = [key for key in DEFAULTS if not isinstance(QUESTIONS[key], list)]
+NAMES = ["id_column", "target_columns", "group_column"]  # these must differ
+
+
+@pytest.mark.parametrize("trick", TRICKS, ids=range(len(TRICKS)))
+def test_every_trick_is_refused_or_comes_back_as_it_is_and_runs_nothing(bake, hook, tmp_path, capfd, trick):
+    trick = with_canary(trick, tmp_path / "canary")
+    refused = {key: hook.find_problems({**DEFAULTS, key: trick}) for key in TEXT_QUESTIONS}
+    for key, problems in refused.items():
+        for problem in problems:
+            assert_one_sentence(problem, key)
+    bad = sorted(key for key, problems in refused.items() if problems)
+    with pytest.raises(FailedHookException):
+        bake(**{bad[len(trick) % len(bad)]: trick})  # one of them, all the way
+    assert files_below(tmp_path) == {"outer/output", "settings/config.yaml"}
+    taken = {key: trick for key in TEXT_QUESTIONS if not refused[key]}
+    for key in [key for key in NAMES if key in taken][1:]:
+        taken[key] += f" {key}"
+    taken.setdefault("project_slug", "tricked")
+    project = bake(**taken)
+    assert_comes_back(project, {**DEFAULTS, **taken})
+    assert "Traceback" not in "".join(capfd.readouterr())
+    elsewhere = {path for path in files_below(tmp_path) if not path.startswith(f"outer/output/{project.name}/")}
+    assert {path for path in elsewhere if not path.startswith("settings/replay/")} == {"settings/config.yaml"}
+
+
+def assert_comes_back(project: Path, answers: dict[str, str]) -> None:
+    """Every answer is where it belongs, and no file of code differs from the template's."""
+    facts = load_competition(project / "competition.yaml")
+    for key in ("project_name", "kaggle_competition", "id_column", "group_column", "image_suffix"):
+        assert getattr(facts, key) == answers[key], key
+    assert facts.target_columns == tuple(name.strip() for name in answers["target_columns"].split(","))
+    settings = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+    assert settings["project"]["authors"] == [{"name": answers["author_name"]}]
+    assert answers["project_name"] in (project / "README.md").read_text(encoding="utf-8")
+    assert answers["author_name"] in (project / "LICENSE").read_text(encoding="utf-8")
+    assert files_below(project) == tracked_files(PROJECT)
+    for name in tracked_files(PROJECT):
+        if name.endswith((".py", ".sh", "Makefile", ".txt")):
+            assert (project / name).read_bytes() == (PROJECT / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("key", TEXT_QUESTIONS)
+def test_the_templates_own_code_is_no_answer(bake, tmp_path, key):
+    with pytest.raises(FailedHookException, match=f"^{key}: .* give plain text"):
+        bake(**{key: QUESTIONS["__checked"]})
+    assert files_below(tmp_path) == {"outer/output", "settings/config.yaml"}
+
+
+@pytest.mark.parametrize("key", [key for key in DEFAULTS if isinstance(QUESTIONS[key], list)])
+@pytest.mark.parametrize("trick", [JINJA_CODE, "$(touch CANARY)", "../x", "{{ 7 * 7 }}", "con", "two\nlines", ""])
+def test_a_choice_takes_none_but_its_own_values(bake, tmp_path, key, trick):
+    with pytest.raises((ValueError, FailedHookException), match=key):
+        bake(**{key: with_canary(trick, tmp_path / "canary")})
+    assert files_below(tmp_path) == {"outer/output", "settings/config.yaml"}
+
+
+def test_what_is_typed_at_the_prompts_is_text_as_well(tmp_path, output, settings):
+    typed = {"project_name": with_canary(JINJA_CODE, tmp_path / "canary"), "author_name": "{{ 7 * 7 }}"}
+    answers = {**dict.fromkeys(DEFAULTS, ""), **typed, "project_slug": "typed"}  # an empty line takes the default
+    command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), "--config-file", str(settings)]
+    done = subprocess.run(
+        [*command, "--output-dir", str(output)],
+        input="\n".join(answers.values()) + "\n",
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    assert_comes_back(output / "typed", {**DEFAULTS, **typed})
+    assert not (tmp_path / "canary").exists()
 
 
 def assert_one_sentence(message: str, key: str) -> None:
@@ -132,7 +289,7 @@ def test_the_command_prints_the_sentence_and_no_traceback(tmp_path, output, sett
     )
     assert result.returncode == 1
     assert (result.stdout + result.stderr).splitlines() == [
-        "project_slug: '../x' cannot name the folder: use a-z, 0-9, - and _, at most 100, as in my-project"
+        "project_slug: '../x' cannot name a folder: use a-z, 0-9, - and _, at most 100, as in my-project"
     ]
     assert files_below(tmp_path) == {"outer/output", "settings/config.yaml"}
 

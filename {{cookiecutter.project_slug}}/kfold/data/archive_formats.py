@@ -118,10 +118,21 @@ def describe_foreign(start: bytes) -> str:
 
 def list_zip(archive: Path) -> list[Entry]:
     with zipfile.ZipFile(archive) as file:
-        return [
-            Entry(info.orig_filename, zip_kind(info), info.file_size, info.compress_size, info.CRC)
-            for info in file.infolist()
-        ]
+        infos = file.infolist()
+    if (len(infos) - declared_entries(archive)) % 2**16:  # old programs write the count's last 16 bits
+        raise Damage("its list of entries is damaged")
+    return [Entry(info.orig_filename, zip_kind(info), info.file_size, info.compress_size, info.CRC) for info in infos]
+
+
+def declared_entries(archive: Path) -> int:
+    """The number of entries that the end of a zip says; zipfile does not compare, and a damaged length hides some."""
+    with archive.open("rb") as file:
+        file.seek(max(0, archive.stat().st_size - 2**16 - 200))  # both end records and the longest comment
+        tail = file.read()
+    end = tail.rfind(b"PK\5\6")
+    (number,) = struct.unpack_from("<H", tail, end + 10)
+    large = tail.rfind(b"PK\6\6", 0, end)
+    return struct.unpack_from("<Q", tail, large + 32)[0] if number == 2**16 - 1 and large >= 0 else number
 
 
 def zip_kind(info: zipfile.ZipInfo) -> str:

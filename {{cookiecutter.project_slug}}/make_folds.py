@@ -1,7 +1,7 @@
 """Check the competition's data and freeze the folds.
 
     python make_folds.py              check, then write folds.csv and print the fold card
-    python make_folds.py --check      only check (also an existing folds.csv); exit code 2 if there are errors
+    python make_folds.py --check      only check (folds.csv, too, and the machine); exit code 2 if there are errors
     python make_folds.py --verify     hash and score every file of all runs again, or of those that are named
 
 Reads data/*.csv, the images and competition.yaml; writes folds.csv. Put folds.csv under version control: every
@@ -23,6 +23,7 @@ from kfold.data.card import fold_card
 from kfold.data.check import Check, check_data
 from kfold.data.folds import Folds, cut_groups, read_folds, take_rows
 from kfold.data.tables import read_table, read_test_ids
+from kfold.doctor import CHECKS, examine
 from kfold.ensemble.pseudo_rounds import Data
 from kfold.errors import UserError, one_line, run_stage
 from kfold.files import atomic_write
@@ -50,9 +51,14 @@ def main(root: Path = ROOT, overwrite: bool = False, check_only: bool = False) -
     check_sample(data, workspace, facts)
     if exists and check_only:
         check_folds(data, workspace, facts)
+    if check_only:
+        machine = examine(root, CHECKS)
+        data.errors += machine.errors
+        data.warnings += machine.warnings
+        data.notes += machine.notes
     report(data)
     if check_only:
-        print("the data check found no errors")
+        print("the check of data and machine found no errors")
         return
     if exists and content != workspace.folds_path.read_bytes():
         print(
@@ -143,7 +149,7 @@ def report(data: Check) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only check the data (and folds.csv, if there)")
+    parser.add_argument("--check", action="store_true", help="only check data, folds.csv if there, machine")
     parser.add_argument("--overwrite", action="store_true", help="make folds.csv anew")
     parser.add_argument("--verify", nargs="*", metavar="RUN", help="prove that runs (default: all) are what they say")
     arguments = parser.parse_args()

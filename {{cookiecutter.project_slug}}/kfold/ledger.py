@@ -88,7 +88,7 @@ def check_ledger(path: Path) -> list[str]:
     missing = [key for key in COLUMNS if key not in header]
     if rows and (missing or len(set(header)) < len(header)):
         return [f"{path}: damaged, its header lacks {', '.join(missing) or 'a name of its own for a column'}: {remedy}"]
-    if rows and text != ledger_text(rows, header):
+    if rows and text != ledger_text(rows, header).replace("\r\n", "\n"):
         return [f"{path}: damaged, it has lines or cells that no stage or spreadsheet writes: {remedy}"]
     problems = []
     for number, row in enumerate(rows, start=2):

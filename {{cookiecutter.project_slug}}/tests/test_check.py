@@ -34,6 +34,12 @@ def root(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def _any_machine(monkeypatch):
+    """The machine has tests of its own."""
+    monkeypatch.setattr(make_folds, "CHECKS", {})
+
+
 def write_facts(root, **more):
     facts = {"project_name": "x", "task": "multiclass", "target_columns": "[label]", "num_folds": 3, **more}
     (root / "competition.yaml").write_text("".join(f"{key}: {value}\n" for key, value in facts.items()))
@@ -188,7 +194,7 @@ def test_make_folds_writes_once_and_says_so(root, capsys):
 
 def test_nothing_is_written_when_the_data_have_errors_or_are_only_checked(root, capsys):
     make_folds.main(root, check_only=True)
-    assert "the data check found no errors" in capsys.readouterr().out
+    assert "the check of data and machine found no errors" in capsys.readouterr().out
     (root / "data" / "train_images" / "a00.png").unlink()
     with pytest.raises(UserError, match=r"a00.png: no such file"):
         make_folds.main(root)

@@ -110,7 +110,12 @@ def main(
                 print(f"run {run}, {fold_name(number)}: done before (--overwrite trains it again)")
                 continue
             stop.check()
-            train_fold(workspace, run, number, facts, config, folds, targets, metric, stop, len(numbers) - position)
+            try:
+                train_fold(workspace, run, number, facts, config, folds, targets, metric, stop, len(numbers) - position)
+            except torch.OutOfMemoryError:  # a batch that is too large is split; here even the model was
+                raise UserError(
+                    f"{fold_name(number)}: the GPU's memory is full: free it, or take a smaller backbone"
+                ) from None
             trained = True
     if numbers == [artifacts.ALL_DATA]:
         print(f"next: python predict.py --run {run}")

@@ -18,7 +18,7 @@ from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
 from kfold.errors import UserError
 from kfold.model.weights import ModelCard
 from kfold.training.averaging import make_ema
-from kfold.training.loop import MAX_SKIPPED_IN_ROW, Recipe, fit, split_rows
+from kfold.training.loop import MAX_SKIPPED_IN_ROW, Recipe, fit, forward_views, same, split_rows
 from kfold.training.losses import choose_loss
 from kfold.training.optimizers import make_optimizer
 from kfold.training.precision import Precision
@@ -146,6 +146,31 @@ def test_a_memory_too_small_for_two_images_is_one_line(image_paths):
     model.most_images = 1
     with pytest.raises(UserError, match="full with 2 images: lower image_size"):
         run(make_training(model), image_paths)
+
+
+def test_a_full_memory_in_the_optimizers_step_is_not_tried_again(image_paths, monkeypatch):
+    """Some weights may have changed already."""
+    training = make_training(Colours())
+
+    def step(*arguments, **options):
+        raise torch.OutOfMemoryError("moments")
+
+    monkeypatch.setattr(training.optimizer, "step", step)
+    with pytest.raises(UserError, match="full in the optimizer's step: .* run the same command again"):
+        run(training, image_paths)
+    assert training.accumulate == 1
+
+
+def test_prediction_with_a_full_memory_takes_fewer_images_at_a_time(image_paths):
+    model, small = Colours(), Colours()
+    small.most_images = 3
+    images = torch.rand(7, 3, 8, 8)
+    expected = forward_views(model, images, [same, same], CPU, FLOAT32)
+    assert expected.shape == (2, 7, 3)
+    assert torch.allclose(forward_views(small, images, [same, same], CPU, FLOAT32), expected)
+    small.most_images = 0
+    with pytest.raises(UserError, match="full with 1 image"):
+        forward_views(small, images, [same], CPU, FLOAT32)
 
 
 def test_a_full_memory_is_saved_in_the_state_and_in_the_log(tmp_path, monkeypatch, capsys):

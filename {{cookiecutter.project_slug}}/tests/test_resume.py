@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from interrupted import (
@@ -25,11 +26,14 @@ from interrupted import (
 )
 from reliability import count
 from test_pipeline import copy_code, prepare
+from torch.utils.data import DataLoader
 
 import competition
 import train
 from kfold import artifacts, stopping
 from kfold.artifacts import Workspace
+from kfold.data.augment import train_transform
+from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
 from kfold.errors import Interrupted, UserError
 from kfold.stopping import Stop, describe_seconds, parse_seconds
 from kfold.training.state import read_state
@@ -105,6 +109,27 @@ def test_the_number_of_loader_processes_may_change_on_the_way(base, undisturbed,
         train_option(root, "plain", StopAfter(2))
     train.main(fold="0", overrides=[f"num_workers={num_workers}"], name="plain", root=root)
     assert fingerprint(root, "plain") == undisturbed("plain")
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 4])
+def test_batches_are_the_same_bytes_at_every_resume_point(base, num_workers, persistent, figures):
+    images = sorted((base / "data" / "train_images").iterdir())[:30]
+    data = Images(images, np.zeros((30, 1)), train_transform("heavy", 16, True, True, True), 16, seed=3, fold=1)
+
+    def loader(workers: int) -> DataLoader:
+        order = EpochOrder(len(images), 4, True, 3, 1)
+        made = make_loader(data, order, workers, torch.device("cpu"))
+        made.persistent_workers = persistent and workers > 0
+        return made
+
+    expected = [batch.images.numpy().tobytes() for batch in read_batches(loader(0), epoch=2)]
+    starts = range(len(expected) + 1)
+    kept = loader(num_workers)  # one for all points, as a training keeps its own over the epochs
+    for start in starts:
+        found = [batch.images.numpy().tobytes() for batch in read_batches(kept, 2, start)]
+        assert found == expected[start:], start
+    figures(f"{len(starts)} resume points, {num_workers} loader processes, persistent {persistent}: same batches")
 
 
 # Kills

@@ -243,7 +243,13 @@ def train_step(
         raise NotFinite([] if scaler.is_enabled() and torch.isfinite(loss) else batch.indices.tolist())
     for group in optimizer.param_groups:
         group["lr"] = lr
-    scaler.step(optimizer)
+    try:
+        scaler.step(optimizer)
+    except torch.OutOfMemoryError:  # no second try: some weights may have changed already
+        raise UserError(
+            f"the memory of the {device.type} is full in the optimizer's step: free it and run the same command again, "
+            f"or take a smaller backbone"
+        ) from None
     scaler.update()
     return loss
 
@@ -305,10 +311,23 @@ def predict_logits(
         for row, reason in batch.problems:
             on_problem(row, reason)
         images = normalize(batch.images.to(device, non_blocking=True), card.mean, card.std)
-        with autocast(device, precision):
-            outputs.append(torch.stack([model(view(images)).float() for view in views]).cpu())
+        outputs.append(forward_views(model, images, views, device, precision).cpu())
         between_batches()
     return torch.cat(outputs, dim=1)
+
+
+def forward_views(
+    model: nn.Module, images: torch.Tensor, views: Sequence[View], device: torch.device, precision: Precision
+) -> torch.Tensor:
+    """Logits (V, B, C) float32. Where the memory is full, one half of the batch after the other."""
+    try:
+        with autocast(device, precision):
+            return torch.stack([model(view(images)).float() for view in views])
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            raise UserError(f"the memory of the {device.type} is full with 1 image: lower image_size") from None
+    halves = images.split(-(-len(images) // 2))
+    return torch.cat([forward_views(model, half, views, device, precision) for half in halves], dim=1)
 
 
 def same(images: torch.Tensor) -> torch.Tensor:

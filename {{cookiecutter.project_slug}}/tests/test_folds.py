@@ -197,9 +197,9 @@ def test_filling_up_levels_the_counts():
 
 def test_a_million_rows_are_dealt_within_eight_seconds():
     classes = np.arange(1_000_000) % 10
-    start = time.perf_counter()
+    start = time.process_time()
     folds = deal(classes, np.arange(1_000_000) // 20, 5)
-    assert time.perf_counter() - start < 8
+    assert time.process_time() - start < 8
     assert np.ptp(np.bincount(folds)) <= 40
 
 

@@ -15,6 +15,11 @@ MAX_ONE_HOT = 10**9  # rows x classes; 4 GB
 def read_classes(column: pd.Series, ids: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
     """The distinct texts of a column, sorted, and their positions (N,). Refuses blanks and near twins."""
     codes, found = pd.factorize(column)
+    if len(found) * len(column) > MAX_ONE_HOT:
+        raise UserError(
+            f"{column.name}: {len(found)} classes in {len(column)} rows are too many to hold: "
+            f"is it the right column? (task and target_columns in competition.yaml)"
+        )
     first_row = {str(name): int(row) for name, row in zip(found, np.unique(codes, return_index=True)[1], strict=True)}
     blank = np.flatnonzero(column.str.strip() == "")
     problems = list_problems(
@@ -49,7 +54,7 @@ def plain_label(name: str) -> str:
 
     Source: Unicode Standard Annex 15 (NFKC), and 3.13 for case.
     """
-    shown = "".join(char for char in name if unicodedata.category(char) != "Cf")
+    shown = name if name.isascii() else "".join(char for char in name if unicodedata.category(char) != "Cf")
     name = " ".join(unicodedata.normalize("NFKC", shown).casefold().split())
     return re.sub(r"^([+-]?[0-9]+)\.0*$", r"\1", name)
 
@@ -58,14 +63,6 @@ def sort_classes(names: Sequence[str]) -> tuple[str, ...]:
     if all(re.fullmatch(r"[+-]?[0-9]{1,18}", name) for name in names):  # int() refuses thousands of digits
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
-
-
-def refuse_many(column: str, classes: Sequence[str], num_rows: int) -> None:
-    if len(classes) * num_rows > MAX_ONE_HOT:
-        raise UserError(
-            f"{column}: {len(classes)} classes in {num_rows} rows are too many to hold: "
-            f"is it the right column? (task and target_columns in competition.yaml)"
-        )
 
 
 def refuse_separators(cells: pd.Series, ids: np.ndarray, labels: set[str]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from kfold.config import Competition
-from kfold.data.labels import read_classes, refuse_many, refuse_separators
+from kfold.data.labels import read_classes, refuse_separators
 from kfold.data.tables import NUMBER
 from kfold.errors import UserError, list_problems
 
@@ -48,8 +48,9 @@ def decode_multiclass(table: pd.DataFrame, ids: np.ndarray) -> Targets:
             f"{table.columns[0]}: all rows are of class '{classes[0]}', there is nothing to tell apart: "
             f"set target_columns in competition.yaml"
         )
-    refuse_many(table.columns[0], classes, len(table))
-    return Targets(np.eye(len(classes), dtype=np.float32)[codes], classes, classes)
+    values = np.zeros((len(codes), len(classes)), np.float32)
+    values[np.arange(len(codes)), codes] = 1
+    return Targets(values, classes, classes)
 
 
 def decode_binary(table: pd.DataFrame, ids: np.ndarray) -> Targets:
@@ -95,7 +96,6 @@ def decode_label_lists(cells: pd.Series, ids: np.ndarray) -> Targets:
         raise UserError(f"{cells.name}: no row has a label: fill them in, or set target_columns in competition.yaml")
     labels, codes = read_classes(parts, ids[row_of])
     refuse_separators(cells, ids, set(labels))
-    refuse_many(cells.name, labels, len(cells))
     values = np.zeros((len(cells), len(labels)), np.float32)
     values[row_of, codes] = 1
     return Targets(values, labels)

@@ -14,10 +14,8 @@ each epoch) and ends with the same bytes. SIGTERM, Ctrl-C and --time-limit save 
 """
 
 import argparse
-import hashlib
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,19 +26,19 @@ import competition
 from kfold import artifacts
 from kfold.adopt import adopt_run
 from kfold.artifacts import Workspace
-from kfold.config import Competition, Config, difference, load_competition, load_config, settings_hash
+from kfold.config import Competition, Config, difference, load_competition, load_config
 from kfold.data.folds import Folds, read_folds, take_rows
 from kfold.data.loader import EpochOrder
 from kfold.data.targets import Targets
 from kfold.errors import UserError, run_stage
-from kfold.files import atomic_write, locked
-from kfold.finish import predict_file, write_log, write_results, write_skipped, write_weights
+from kfold.files import locked
+from kfold.finish import predict_file, write_log, write_results, write_skipped, write_snapshot, write_weights
 from kfold.forecast import TimeForecast, bytes_needed, refuse_full_disk
 from kfold.intervals import score_folds
-from kfold.ledger import record_run
+from kfold.ledger import read_ledger, record_run
 from kfold.metrics import Metric
 from kfold.model.build import refuse_unknown_backbone
-from kfold.model.weights import copy_weights, weights_to_bytes
+from kfold.model.weights import copy_weights
 from kfold.report.tables import cv_table
 from kfold.setup import (
     gather_rows,
@@ -50,15 +48,14 @@ from kfold.setup import (
     make_card,
     make_model,
     make_recipe,
+    make_saver,
     make_terms,
-    rows_sha256,
 )
 from kfold.stopping import Stop, parse_seconds
 from kfold.training.loop import fit
 from kfold.training.losses import choose_loss
 from kfold.training.optimizers import make_optimizer
-from kfold.training.precision import Precision, choose_device, choose_precision, make_deterministic
-from kfold.training.saver import Saver
+from kfold.training.precision import choose_device, choose_precision, make_deterministic
 from kfold.training.schedules import cycle_ends
 from kfold.training.state import EpochResult, Training
 
@@ -175,22 +172,12 @@ def train_fold(
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
     training = Training(model, optimizer, scaler, make_averages(model, config), config.accumulate)
     teachers = load_teachers(workspace, number, config, folds.stamp)
-    teachers_sha256 = {name: teacher.weights_sha256 for name, teacher in teachers.items()}
     recipe = make_recipe(config, number, bool(teachers))
     ends = cycle_ends(config.epochs, config.num_cycles) if config.schedule == "cosine_cycles" else []
 
     needed = bytes_needed(model, optimizer, training.averages, len(ends), folds_left)
     print(f"  forecast: {refuse_full_disk(workspace.fold_dir(run, number), needed)}")
-    saver = Saver(
-        training,
-        workspace.state_path(run, number),
-        workspace.previous_state_path(run, number),
-        state_identity(run, number, config, folds.stamp, rows_sha256(rows), teachers_sha256, device, precision),
-        partial(workspace.weights_path, run, number),
-        stop,
-        config.save_minutes,
-        config.save_batches,
-    )
+    saver = make_saver(workspace, run, number, training, config, folds.stamp, rows, teachers, device, precision, stop)
     if resumed := saver.restore():
         print(f"  {resumed}")
     order: EpochOrder = train_batches.batch_sampler
@@ -213,10 +200,7 @@ def train_fold(
             between_batches,
         ):  # fmt: skip
             if result.epoch in ends:
-                kind = f"snapshot{ends.index(result.epoch) + 1}"
-                content = weights_to_bytes(copy_weights(model), card)
-                atomic_write(workspace.weights_path(run, number, kind), content)
-                training.snapshots[kind] = hashlib.sha256(content).hexdigest()
+                write_snapshot(workspace, run, number, ends.index(result.epoch) + 1, training, card)
             best = training.best_score
             if valid_batches is not None and (best is None or metric.better(result.score, best)):
                 training.best_score, training.best_weights = result.score, copy_weights(model)
@@ -235,37 +219,13 @@ def train_fold(
         "metric": metric.name,
         "minutes": round(sum(result.seconds for result in training.log) / 60, 3),
         "images_per_second": round(float(np.median([result.images_per_second for result in training.log])), 1),
-        "teachers": teachers_sha256,
+        "teachers": {name: teacher.weights_sha256 for name, teacher in teachers.items()},
     }
     predict = partial(
         predict_file, valid_batches=valid_batches, device=device, precision=precision, between_batches=stop.check
     )
     write_results(workspace, run, number, config, folds, targets, kinds, predict, score, facts_of_fold)
     artifacts.delete_states(workspace, run, number)
-
-
-def state_identity(
-    run: str,
-    number: int,
-    config: Config,
-    fold_stamp: str,
-    rows_digest: str,
-    teachers_sha256: Mapping[str, str],
-    device: torch.device,
-    precision: Precision,
-) -> dict[str, str]:
-    """What a saved state belongs to, and what its bytes depend on."""
-    return {
-        "run": run,
-        "fold": str(number),
-        "config_hash": settings_hash(config),
-        "fold_stamp": fold_stamp,
-        "rows_sha256": rows_digest,
-        "teachers": json.dumps(teachers_sha256),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-        "precision": str(precision.dtype)[6:],
-        **artifacts.environment(),
-    }
 
 
 def describe_epoch(result: EpochResult, epochs: int, metric_name: str) -> str:
@@ -280,7 +240,7 @@ def describe_epoch(result: EpochResult, epochs: int, metric_name: str) -> str:
 def summarize(
     workspace: Workspace, run: str, config: Config, folds: Folds, targets: Targets, metric: Metric, trained: bool
 ) -> None:
-    """Print the table of all folds; write the run's row of the ledger if one was trained just now."""
+    """Print the table of all folds; add the run's row to the ledger if a fold was trained now, or it has none."""
     manifests = [artifacts.read_manifest(workspace.fold_dir(run, number)) for number in range(folds.num_folds)]
     if not all("oof.parquet" in manifest["files"] for manifest in manifests):
         print(f"run {run}: its predictions were interrupted; next: python predict.py --run {run}")
@@ -291,7 +251,7 @@ def summarize(
     print(f"\nrun {run}, out of fold, {origin}:\n{cv_table(metric.name, scores)}")
     if config.select == "best":
         print("  optimistic: select=best chose the epoch on the fold that it is scored on; select=last does not")
-    if trained:
+    if trained or run not in {row["run"] for row in read_ledger(workspace.ledger_path)}:  # killed before its row
         baseline_path = workspace.run_config_path("baseline")
         baseline = load_config(baseline_path) if baseline_path.exists() else Config()
         speeds = [manifest["images_per_second"] for manifest in manifests]

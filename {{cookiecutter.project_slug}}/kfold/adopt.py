@@ -10,6 +10,7 @@ from kfold.artifacts import Workspace
 from kfold.config import NOT_TRAINED, Config, difference, load_config, settings_hash
 from kfold.errors import UserError
 from kfold.files import atomic_write, locked
+from kfold.seals import write_sealed
 
 
 def adopt_run(
@@ -28,7 +29,7 @@ def adopt_run(
     adopted = [number for number in numbers if adopt_fold(workspace, found, run, number, fold_stamp, config)]
     for path_of in (Workspace.round_path, Workspace.choices_path):
         if path_of(found, run).exists() and not path_of(workspace, run).exists():
-            copy(path_of(found, run), path_of(workspace, run))
+            write_sealed(path_of(workspace, run), path_of(found, run).read_bytes())
     return bool(adopted)
 
 

@@ -1,5 +1,6 @@
 """The end of a fold's training, for train.py: weights files, out-of-fold predictions made from them, the manifest."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kfold.config import Config
 from kfold.data.folds import Folds
 from kfold.data.loader import read_batches
 from kfold.data.targets import Targets
+from kfold.errors import UserError
 from kfold.files import atomic_write, file_sha256
 from kfold.model.weights import ModelCard, copy_weights, load_model, normalize, weights_to_bytes
 from kfold.predictions import Predictions, write_predictions
@@ -38,6 +40,15 @@ def write_skipped(path: Path, training: Training, train_ids: np.ndarray) -> None
         atomic_write(path, to_spreadsheet(pd.DataFrame(rows, columns=["epoch", "batch", "id"])))
 
 
+def write_snapshot(
+    workspace: Workspace, run: str, number: int, cycle: int, training: Training, card: ModelCard
+) -> None:
+    """The weights at the end of a cycle (from 1), which the state vouches for from here on."""
+    kind, content = f"snapshot{cycle}", weights_to_bytes(copy_weights(training.model), card)
+    atomic_write(workspace.weights_path(run, number, kind), content)
+    training.snapshots[kind] = hashlib.sha256(content).hexdigest()
+
+
 def write_weights(
     workspace: Workspace,
     run: str,
@@ -49,7 +60,14 @@ def write_weights(
     device: torch.device,
     between_batches: Callable[[], None],
 ) -> list[str]:
-    """All weights files of the fold, but the snapshots, which are there; the kinds of all of them."""
+    """All weights files of the fold, but the snapshots, which are there; the kinds of all of them.
+
+    Raises UserError where a snapshot is not what was written: the manifest must not vouch for it.
+    """
+    for kind, digest in training.snapshots.items():
+        path = workspace.weights_path(run, number, kind)
+        if not path.exists() or file_sha256(path) != digest:
+            raise UserError(f"{path}: damaged since it was written: run the same command again, it will be made anew")
     weights = {"last": copy_weights(training.model)}
     if training.best_weights:
         weights["best"] = training.best_weights

@@ -1,8 +1,10 @@
 """One fold put together from its settings, for train.py: rows, batches, model, averages, teachers."""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from kfold import artifacts
 from kfold.artifacts import Workspace
-from kfold.config import Competition, Config
+from kfold.config import Competition, Config, settings_hash
 from kfold.data.augment import eval_transform, train_transform
 from kfold.data.folds import Folds
 from kfold.data.images import image_path
@@ -25,12 +27,14 @@ from kfold.errors import UserError
 from kfold.model.build import build_model, input_statistics
 from kfold.model.weights import ModelCard, load_model
 from kfold.seeds import seed_of
+from kfold.stopping import Stop
 from kfold.training.averaging import make_ema, make_swa
 from kfold.training.loop import Recipe
 from kfold.training.losses import choose_loss
 from kfold.training.objectives import Term, consistency, distillation, endless_pairs
 from kfold.training.precision import Precision
-from kfold.training.state import Averages
+from kfold.training.saver import Saver
+from kfold.training.state import Averages, Training
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,43 @@ def make_averages(model: nn.Module, config: Config) -> Averages:
     ema = make_ema(model, config.ema_decay) if config.ema_decay else None
     swa = make_swa(model) if config.swa_from_epoch else None
     return Averages(ema, swa, config.swa_from_epoch)
+
+
+def make_saver(
+    workspace: Workspace,
+    run: str,
+    number: int,
+    training: Training,
+    config: Config,
+    fold_stamp: str,
+    rows: TrainingRows,
+    teachers: Mapping[str, "Teacher"],
+    device: torch.device,
+    precision: Precision,
+    stop: Stop,
+) -> Saver:
+    """What saves the fold's state. It belongs to these settings, rows and teachers; its bytes depend on the machine."""
+    identity = {
+        "run": run,
+        "fold": str(number),
+        "config_hash": settings_hash(config),
+        "fold_stamp": fold_stamp,
+        "rows_sha256": rows_sha256(rows),
+        "teachers": json.dumps({name: teacher.weights_sha256 for name, teacher in teachers.items()}),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        "precision": str(precision.dtype)[6:],
+        **artifacts.environment(),
+    }
+    return Saver(
+        training,
+        workspace.state_path(run, number),
+        workspace.previous_state_path(run, number),
+        identity,
+        partial(workspace.weights_path, run, number),
+        stop,
+        config.save_minutes,
+        config.save_batches,
+    )
 
 
 # Teachers

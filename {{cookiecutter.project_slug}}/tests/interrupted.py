@@ -33,6 +33,7 @@ OPTIONS = {  # name -> key=value words; each with the loader processes that it i
     "distillation": ["num_workers=2", "distill_from=teacher"],
     "mean_teacher": ["num_workers=1", "ema_decay=0.9", "consistency_weight=1.0", "accumulate=2"],
 }  # fmt: skip
+NOT_COMPARED = ("minutes", "images_per_second", "files", "manifest_sha256")  # of a manifest: the first two are times
 NUM_BATCHES = 9  # of each: 3 epochs of 3 batches
 
 
@@ -99,5 +100,5 @@ def fingerprint(root: Path, run: str, fold: int = 0) -> dict[str, str]:
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     log = pd.read_csv(folder / "log.csv", dtype=str).drop(columns=["seconds", "images_per_second"])
     manifest = json.loads((folder / "manifest.json").read_text())
-    told = {key: manifest[key] for key in manifest if key not in ("minutes", "images_per_second", "files")}
+    told = {key: manifest[key] for key in manifest if key not in NOT_COMPARED}
     return {**found, "log": log.to_csv(), "manifest": json.dumps(told), "names": " ".join(sorted(manifest["files"]))}

@@ -1,10 +1,11 @@
 # demo: a whole project, from answers to a checked submission.csv; test: lint and every test;
+# reliability: the same tests of what it survives, by the hundred and thousand, with their figures (an hour);
 # clean: forget the demo and the caches (.venv stays)
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PROJECT := {{cookiecutter.project_slug}}
 VENV := $(CURDIR)/.venv/bin
 
-.PHONY: demo test lint setup lock clean
+.PHONY: demo test reliability lint setup lock clean
 
 demo: setup
 	"$(VENV)/python" -m cookiecutter . --no-input --default-config --overwrite-if-exists --output-dir build
@@ -14,6 +15,15 @@ demo: setup
 test: lint
 	"$(VENV)/python" -m pytest -n 2
 	cd "$(PROJECT)" && OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 "$(VENV)/python" -m pytest -n 2 -p no:cacheprovider
+
+# The tests that count: kills, faults, damaged files, bad input, in the numbers of README's "What it survives".
+reliability: setup build/scikit-learn-1.6.1
+	RELIABILITY=full "$(VENV)/python" -m pytest -n 2 tests/test_answers.py
+	cd "$(PROJECT)" && RELIABILITY=full SKLEARN_161="$(CURDIR)/build/scikit-learn-1.6.1" OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
+		"$(VENV)/python" -m pytest -n 2 -p no:cacheprovider $$(cd "$(CURDIR)/$(PROJECT)" && grep -l figures tests/test_*.py)
+
+build/scikit-learn-1.6.1: setup
+	"$(VENV)/python" -m pip install --quiet --no-deps --target $@ scikit-learn==1.6.1
 
 lint: setup
 	"$(VENV)/ruff" check .

@@ -257,11 +257,23 @@ def register_run(
         if set(folds) != {ALL_DATA}:
             for path in (workspace.round_path(run), workspace.choices_path(run)):
                 remove_sealed(path)  # they speak of the weights of before
-    if not kept:
+    if not kept and (overwrite or not is_registered(workspace, run, facts, config)):
         for fold_dir in [*folder.glob("fold*"), *folder.glob("all-data")]:
             with locked(fold_dir):
                 pass  # refuses while another process trains a first fold of this run
         write_origin(workspace, run, facts, config)
+
+
+def is_registered(workspace: Workspace, run: str, facts: Competition, config: Config) -> bool:
+    """Whether the run's folder says what would be written now: then folds may start side by side, one on each GPU."""
+    path = workspace.run_dir(run) / "environment.json"
+    if not (path.exists() and workspace.run_config_path(run).exists()):
+        return False
+    try:
+        refuse_other_settings(workspace, run, facts, config)
+    except UserError:
+        return False
+    return path.read_text(encoding="utf-8") == environment_text()
 
 
 def write_origin(workspace: Workspace, run: str, facts: Competition, settings: Settings) -> None:
@@ -269,7 +281,7 @@ def write_origin(workspace: Workspace, run: str, facts: Competition, settings: S
     folder = workspace.run_dir(run)
     write_sealed(workspace.run_config_path(run), settings_to_yaml(settings))
     write_sealed(folder / "competition.yaml", settings_to_yaml(facts))
-    write_sealed(folder / "environment.json", json.dumps(environment(), indent=1) + "\n")
+    write_sealed(folder / "environment.json", environment_text())
 
 
 def delete_states(workspace: Workspace, run: str, number: int) -> None:
@@ -423,6 +435,11 @@ def read_tuned_text(workspace: Workspace, run: str, number: int) -> str:
     if not path.exists() or file_sha256(path) != manifest["tuned_sha256"]:
         raise UserError(f"{path}: missing, damaged or changed: run stack.py --name {run} --overwrite")
     return path.read_text(encoding="utf-8")
+
+
+def environment_text() -> str:
+    """What environment.json holds."""
+    return json.dumps(environment(), indent=1) + "\n"
 
 
 def environment() -> dict[str, str]:

@@ -12,6 +12,12 @@ from kfold.data.targets import Targets, decode
 from kfold.errors import UserError
 
 
+@pytest.fixture(autouse=True)
+def no_look_at_the_machine(monkeypatch):
+    """Starting a process to try the device takes seconds; tests/test_doctor.py does."""
+    monkeypatch.setattr(make_folds, "CHECKS", {})
+
+
 def picture(seed):
     small = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     return cv2.imencode(".png", cv2.resize(small, (24, 24), interpolation=cv2.INTER_CUBIC))[1].tobytes()

@@ -434,3 +434,21 @@ def test_the_first_batches_forecast_the_time(base, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "forecast: 0s for this fold" in said or "forecast: 1s for this fold" in said
     assert said.index("for this fold") < said.index("epoch 1/3")
+
+
+def test_two_folds_start_side_by_side_as_on_two_gpus(tmp_path):
+    root = prepare(copy_code(tmp_path / "a"), "multiclass", 60, 20, epochs=100, batch_size=8)
+    command, options = [sys.executable, "train.py", "--fold"], {"cwd": root, "text": True, "stdout": subprocess.PIPE}
+    first = subprocess.Popen([*command, "0"], env={**os.environ, "PYTHONUNBUFFERED": "1"}, **options)
+    next(line for line in first.stdout if "to validate" in line)  # it holds its fold, and nothing is saved yet
+    try:
+        second = subprocess.run([*command, "1", "--time-limit", "0s"], stderr=subprocess.PIPE, **options)
+        assert second.returncode == 75, second.stderr
+        third = subprocess.run([*command, "0"], stderr=subprocess.PIPE, **options)
+        assert third.returncode == 2
+        assert f"in use by process {first.pid} on" in third.stderr
+        other = subprocess.run([*command, "1", "lr=0.5"], stderr=subprocess.PIPE, **options)
+        assert other.returncode == 2
+    finally:
+        first.kill()
+        first.communicate()

@@ -31,6 +31,10 @@ class Saver:
     batches: int  # between saves; 0: by time alone
     saved_at: float = field(default_factory=time.monotonic)
     unsaved: int = 0  # batches
+    accumulate: int = field(init=False)  # as it was saved
+
+    def __post_init__(self) -> None:
+        self.accumulate = self.training.accumulate
 
     def restore(self) -> str:
         """Put the newest whole state into the training; what to tell the person about it, "" when there is none.
@@ -86,13 +90,14 @@ class Saver:
         self.unsaved += 1
         is_long = time.monotonic() - self.saved_at >= 60 * self.minutes
         is_many = 0 < self.batches <= self.unsaved
+        is_split = self.training.accumulate != self.accumulate  # the memory was full: not to find that out again
         if self.stop.is_due:
             self.save()
             where = f"epoch {self.training.epoch + 1}, after batch {self.training.batch}"
             raise Interrupted(f"{self.stop.reason}, saved at {where}")
-        if is_long or is_many:
+        if is_long or is_many or is_split:
             self.save()
 
     def save(self) -> None:
         write_state(self.path, self.previous_path, to_state(self.training, self.identity))
-        self.saved_at, self.unsaved = time.monotonic(), 0
+        self.saved_at, self.unsaved, self.accumulate = time.monotonic(), 0, self.training.accumulate

@@ -68,7 +68,7 @@ def change_manifest(root: Path, run: str, fold: int, **changes) -> None:
     artifacts.save_manifest(folder, {**artifacts.read_manifest(folder), **changes})
 
 
-def fake_train(fold="all", config_path=None, overrides=(), name="", overwrite=False, root=None) -> None:
+def fake_train(fold="all", config_path=None, overrides=(), name="", overwrite=False, root=None, **_) -> None:
     """Weights are the name of run and fold; with pseudo_from it reads pseudo.parquet, as train.py does."""
     workspace = Workspace(root)
     facts, config = load_competition(workspace.competition_path), load_config(config_path, overrides)

@@ -4,7 +4,8 @@
 #   ./pipeline.sh                        trains baseline and a second backbone
 #   ./pipeline.sh baseline my_config     trains these; the first one goes on with pseudo-labels
 #   ROUNDS=0 ./pipeline.sh               without pseudo-labels; ROUNDS=3 for three rounds (default: 1)
-#   TIME_LIMIT=8h30m ./pipeline.sh       saves and exits with 75 when the time is up; the same command goes on from there
+#   TIME_LIMIT=8h30m ./pipeline.sh       exits with 75 when the time is up, a training at its next batch, a shorter stage
+#                                        at its end; the same command goes on from there
 #   RESUME_FROM=/kaggle/input/x ./pipeline.sh      takes over the runs of an earlier session
 #
 # PYTHON chooses the interpreter: PYTHON=.venv/bin/python ./pipeline.sh
@@ -21,9 +22,14 @@ limit=""
 if [ -n "${TIME_LIMIT:-}" ]; then limit="$("$PYTHON" -m kfold.stopping "$TIME_LIMIT")"; fi
 
 stage() { # runs a stage; SIGTERM and Ctrl-C are passed on to it, and its exit code (75: run again) ends this script
-    "$PYTHON" "$@" &
-    local child=$! code=0
+    if [ -n "$limit" ] && [ "$SECONDS" -ge "$limit" ]; then
+        echo "interrupted: the time limit of $TIME_LIMIT is over before $1: run the same command again" >&2
+        exit 75
+    fi
+    local child="" code=0
     trap 'kill -TERM "$child" 2>/dev/null || true' TERM INT
+    "$PYTHON" "$@" &
+    child=$!
     wait "$child" || code=$?
     while kill -0 "$child" 2>/dev/null; do code=0; wait "$child" || code=$?; done # a signal ends the first wait early
     trap - TERM INT

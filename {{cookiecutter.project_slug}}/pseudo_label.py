@@ -192,6 +192,8 @@ def train_student(
         stop=stop,
         resume_from=resume_from,
     )
+    if stop is not None:
+        stop.check()
     weights, tta = predicted_with(workspace, this)
     predict.main(run=this.student, weights=weights, tta=tta, root=workspace.root)
 

@@ -52,7 +52,7 @@ from kfold.setup import (
     make_terms,
 )
 from kfold.stopping import Stop, parse_seconds
-from kfold.training.loop import fit
+from kfold.training.loop import fit, is_full_memory
 from kfold.training.losses import choose_loss
 from kfold.training.optimizers import make_optimizer
 from kfold.training.precision import choose_device, choose_precision, make_deterministic
@@ -77,6 +77,8 @@ def main(
     Raises Interrupted, with the state saved, when `stop` says so. resume_from: a folder with earlier runs.
     """
     stop = stop or Stop()
+    if overwrite and resume_from is not None:
+        raise UserError("--overwrite starts anew and --resume-from takes over earlier work: leave out one of them")
     workspace = Workspace(root)
     facts = load_competition(workspace.competition_path)
     config_path = config_path or workspace.config_path("baseline")
@@ -109,7 +111,9 @@ def main(
             stop.check()
             try:
                 train_fold(workspace, run, number, facts, config, folds, targets, metric, stop, len(numbers) - position)
-            except torch.OutOfMemoryError:  # a batch that is too large is split; here even the model was
+            except RuntimeError as error:  # a batch that is too large is split; here even the model was
+                if not is_full_memory(error):
+                    raise
                 raise UserError(
                     f"{fold_name(number)}: the GPU's memory is full: free it, or take a smaller backbone"
                 ) from None
@@ -118,6 +122,7 @@ def main(
         print(f"next: python predict.py --run {run}")
     elif workspace.trained_folds(run) == list(range(folds.num_folds)):
         summarize(workspace, run, config, folds, targets, metric, trained)
+    stop.check()  # a signal may have come with the last fold: later stages should not start
 
 
 def choose_folds(wish: str, folds: Folds, config: Config) -> list[int]:
@@ -175,7 +180,7 @@ def train_fold(
     recipe = make_recipe(config, number, bool(teachers))
     ends = cycle_ends(config.epochs, config.num_cycles) if config.schedule == "cosine_cycles" else []
 
-    needed = bytes_needed(model, optimizer, training.averages, len(ends), folds_left)
+    needed = bytes_needed(model, optimizer, training.averages, len(ends), folds_left, workspace.fold_dir(run, number))
     print(f"  forecast: {refuse_full_disk(workspace.fold_dir(run, number), needed)}")
     saver = make_saver(workspace, run, number, training, config, folds.stamp, rows, teachers, device, precision, stop)
     if resumed := saver.restore():
@@ -184,7 +189,13 @@ def train_fold(
     first_step, num_steps = order.steps_before(training.epoch, training.batch), order.steps_before(config.epochs)
     terms = make_terms(model, training.averages, teachers, rows, card, config, number, device, precision, first_step)
     forecast = TimeForecast(
-        num_steps, num_steps - first_step, order.num_batches(0), valid.sum() / len(rows.train_ids), folds_left, stop
+        num_steps,
+        num_steps - first_step,
+        order.num_batches(0),
+        valid.sum() / len(rows.train_ids),
+        folds_left,
+        stop,
+        training,
     )
 
     def between_batches() -> None:
@@ -224,7 +235,8 @@ def train_fold(
     predict = partial(
         predict_file, valid_batches=valid_batches, device=device, precision=precision, between_batches=stop.check
     )
-    write_results(workspace, run, number, config, folds, targets, kinds, predict, score, facts_of_fold)
+    has_skipped = bool(training.skipped_rows)
+    write_results(workspace, run, number, config, folds, targets, kinds, has_skipped, predict, score, facts_of_fold)
     artifacts.delete_states(workspace, run, number)
 
 

@@ -20,27 +20,38 @@ def adopt_run(
 
     Raises UserError where they were made with other settings or folds, or are damaged.
     """
-    found = find_run(folder, run)
-    if found is None:
+    any_adopted = False
+    found_in = find_run(folder, run)
+    if not found_in:
         print(f"run {run}: nothing of it below {folder}")
-        return False
-    if changes := difference(config, load_config(found.run_config_path(run)), but=NOT_TRAINED):
-        raise UserError(f"{found.run_config_path(run)}: made with other settings; now {changes}: take back the change")
-    adopted = [number for number in numbers if adopt_fold(workspace, found, run, number, fold_stamp, config)]
-    for path_of in (Workspace.round_path, Workspace.choices_path):
-        if path_of(found, run).exists() and not path_of(workspace, run).exists():
-            write_sealed(path_of(workspace, run), path_of(found, run).read_bytes())
-    return bool(adopted)
+    for found in found_in:
+        artifacts.refuse_stack(found, run)
+        if changes := difference(config, load_config(found.run_config_path(run)), but=NOT_TRAINED):
+            raise UserError(f"{found.run_config_path(run)}: made with other settings; now {changes}: take that back")
+        adopted = [number for number in numbers if adopt_fold(workspace, found, run, number, fold_stamp, config)]
+        any_adopted |= bool(adopted)
+        for path_of in (Workspace.round_path, Workspace.choices_path):  # they speak of the folds
+            if adopted and path_of(found, run).exists() and not path_of(workspace, run).exists():
+                write_sealed(path_of(workspace, run), path_of(found, run).read_bytes())
+    return any_adopted
 
 
-def find_run(folder: Path, run: str) -> Workspace | None:
-    """The repository, or output folder, below `folder` that holds the run. Raises UserError without a folder."""
+def find_run(folder: Path, run: str) -> list[Workspace]:
+    """The repositories, or output folders, below `folder` that hold the run: each may have trained other folds.
+
+    Raises UserError where there is no such folder.
+    """
     if not folder.is_dir():
         raise UserError(f"--resume-from {folder}: no such folder: name the one that holds runs/ of the earlier session")
-    for root in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        if Workspace(root).run_config_path(run).is_file():
-            return Workspace(root)
-    return None
+    roots = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    return [Workspace(root) for root in roots if holds(Workspace(root).run_config_path(run))]
+
+
+def holds(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as lost+found, which nobody may enter
+        return False
 
 
 def adopt_fold(workspace: Workspace, found: Workspace, run: str, number: int, fold_stamp: str, config: Config) -> bool:
@@ -58,7 +69,10 @@ def adopt_fold(workspace: Workspace, found: Workspace, run: str, number: int, fo
             raise UserError(f"{source}: trained on other folds or with other settings than those here: train it anew")
     with locked(target):
         for name in names:
-            copy(source / name, target / name)
+            if name == found.pseudo_path(run, number).name:
+                write_sealed(target / name, (source / name).read_bytes())
+            else:
+                copy(source / name, target / name)
         if manifest is not None:
             copy(source / "manifest.json", target / "manifest.json")
     print(f"{target}: {'done' if manifest is not None else 'begun'} in {source}, copied")
@@ -66,8 +80,8 @@ def adopt_fold(workspace: Workspace, found: Workspace, run: str, number: int, fo
 
 
 def unfinished_names(found: Workspace, run: str, number: int) -> list[str]:
-    """Files that an unfinished fold goes on from, the states last; the states are verified when they are used."""
-    states = [found.previous_state_path(run, number), found.state_path(run, number)]
+    """Files that an unfinished fold goes on from, the newest state before the older; both are verified when used."""
+    states = [found.state_path(run, number), found.previous_state_path(run, number)]
     if not any(path.exists() for path in states):
         return []
     folder = found.fold_dir(run, number)

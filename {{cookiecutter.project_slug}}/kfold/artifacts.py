@@ -9,6 +9,7 @@ import json
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -249,11 +250,14 @@ def register_run(
     kept = {*finished, *workspace.begun_folds(run)} - (set(folds) if overwrite else set())
     if kept:
         refuse_other_settings(workspace, run, facts, config)
+        if difference(config, load_config(workspace.run_config_path(run))):  # of what may change on the way
+            write_sealed(workspace.run_config_path(run), settings_to_yaml(config))
     if overwrite:
-        for number in folds:
-            with locked(workspace.fold_dir(run, number)):
-                (workspace.fold_dir(run, number) / "manifest.json").unlink(missing_ok=True)
-                delete_states(workspace, run, number)
+        with ExitStack() as locks:
+            for number in folds:
+                locks.enter_context(locked(workspace.fold_dir(run, number)))
+            for number in folds:
+                forget_fold(workspace, run, number)
         if set(folds) != {ALL_DATA}:
             for path in (workspace.round_path(run), workspace.choices_path(run)):
                 remove_sealed(path)  # they speak of the weights of before
@@ -284,6 +288,17 @@ def write_origin(workspace: Workspace, run: str, facts: Competition, settings: S
     write_sealed(folder / "environment.json", environment_text())
 
 
+def forget_fold(workspace: Workspace, run: str, number: int) -> None:
+    """Delete what training left, the manifest first, but not the pseudo-labels that it starts from."""
+    folder = workspace.fold_dir(run, number)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    delete_states(workspace, run, number)
+    predictions = [workspace.predictions_path(run, number, rows) for rows in ("oof", "test")]
+    others = (workspace.skipped_path(run, number), workspace.log_path(run, number))
+    for path in (*others, *predictions, *folder.glob("*.safetensors")):
+        path.unlink(missing_ok=True)
+
+
 def delete_states(workspace: Workspace, run: str, number: int) -> None:
     """They are large, and of no use to a fold that is done or to be trained anew."""
     for path in (workspace.previous_state_path(run, number), workspace.state_path(run, number)):
@@ -291,7 +306,7 @@ def delete_states(workspace: Workspace, run: str, number: int) -> None:
 
 
 def refuse_other_settings(workspace: Workspace, run: str, facts: Competition, config: Config) -> None:
-    remedy = "give the new one a name (--name), or redo all folds (--fold all --overwrite)"
+    remedy = "take back the change, give the new run a name, or redo all folds (--overwrite)"
     path = workspace.run_config_path(run)
     if changes := difference(config, load_config(path), but=NOT_TRAINED):
         raise UserError(f"{path}: this run was made with other settings; now {changes}: {remedy}")

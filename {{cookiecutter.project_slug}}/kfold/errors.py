@@ -60,5 +60,6 @@ def run_stage(stage: Callable[[], object]) -> None:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as reason:
-        print(f"interrupted: {reason}: run the same command again, finished parts are kept", file=sys.stderr)
+        again = "without --overwrite" if "--overwrite" in sys.argv else "finished parts are kept"
+        print(f"interrupted: {reason}: run the same command again, {again}", file=sys.stderr)
         sys.exit(TRY_AGAIN)

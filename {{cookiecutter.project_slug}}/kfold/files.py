@@ -95,16 +95,24 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}): mend its rights") from None
     try:
+        take_over(folder, holder_path)
+        yield
+    finally:
+        holder_path.unlink(missing_ok=True)
+        lock.release()
+
+
+def take_over(folder: Path, holder_path: Path) -> None:
+    """Write this process's name into the folder; tidy up after one that was killed, and say so."""
+    try:
         if holder_path.exists():
             print(f"{folder}: taken over from {holder_path.read_text()}, which was killed", file=sys.stderr)
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         now = datetime.now().isoformat(sep=" ", timespec="seconds")
         holder_path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {now}")
-        yield
-    finally:
-        holder_path.unlink(missing_ok=True)
-        lock.release()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}): free space or mend rights") from None
 
 
 def died_here(holder: str) -> bool:

@@ -123,21 +123,23 @@ def write_results(
     folds: Folds,
     targets: Targets,
     kinds: list[str],
+    has_skipped: bool,
     predict: Callable[[Path], np.ndarray],
     score: Callable[[np.ndarray], float],
     facts_of_fold: Mapping[str, object],
 ) -> None:
     """oof.parquet from the selected weights, and the manifest of all files.
 
-    kinds: of the weights files that are there. predict: a weights file -> predictions (N, C) of the held-out rows.
+    kinds: of the weights files that are there. has_skipped: whether skipped.csv is there. predict: a weights file ->
+    predictions (N, C) of the held-out rows.
     """
     folder, valid = workspace.fold_dir(run, number), folds.fold == number
     selected = [kind for kind in kinds if kind.startswith("snapshot") or config.select != "snapshots"]
     selected = selected if config.select == "snapshots" else [config.select]
     paths = {kind: workspace.weights_path(run, number, kind) for kind in kinds}
     names = [*(path.name for path in paths.values()), workspace.log_path(run, number).name]
-    optional = (workspace.pseudo_path(run, number), workspace.skipped_path(run, number))
-    names += [path.name for path in optional if path.exists()]
+    names += [workspace.pseudo_path(run, number).name] if config.pseudo_from else []
+    names += [workspace.skipped_path(run, number).name] if has_skipped else []
     shares = {paths[kind].name: 1 / len(selected) for kind in selected}
     hashes = {name: {"sha256": file_sha256(folder / name)} for name in shares}
     weights_sha256 = artifacts.mix_sha256(shares, hashes)

@@ -9,21 +9,31 @@ import torch
 
 from kfold.errors import UserError
 from kfold.stopping import Stop, describe_seconds
-from kfold.training.state import Averages
+from kfold.training.state import Averages, Training
 
 FIRST_BATCHES = 10  # that the forecast of time is made from; the first of them, which warms up, left out
 VALID_COST = 1 / 3  # of a validation image to a training image: it goes forward only
 
 
 def bytes_needed(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, averages: Averages, num_snapshots: int, num_folds: int
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averages: Averages,
+    num_snapshots: int,
+    num_folds: int,
+    folder: Path,
 ) -> int:
-    """Disk space of the folds' weights files, and of three states of one fold (two, and the one being written)."""
+    """Disk space of the folds' weights files, and of three states of one fold (two, and the one being written).
+
+    What lies in `folder`, the fold's own, is there already.
+    """
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     num_averages = sum(average is not None for average in (averages.ema, averages.swa))
     num_moments = 2 if isinstance(optimizer, torch.optim.Adam) else 1  # AdamW is one, too
     num_weights = 2 + num_averages + num_snapshots  # last, best
-    return size * (num_weights * num_folds + 3 * (1 + num_moments + num_averages))
+    in_state = 2 + num_moments + num_averages  # the model, and its best weights
+    there = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    return max(0, size * (num_weights * num_folds + 3 * in_state) - there)
 
 
 def refuse_full_disk(folder: Path, needed: int) -> str:
@@ -45,10 +55,15 @@ class TimeForecast:
     valid_share: float  # validation rows for each training row
     folds_left: int  # with this one
     stop: Stop
+    training: Training
+    seen: tuple[int, int] = (-1, -1)  # epoch and batch
     num_batches: int = 0
     started: float = 0.0
 
     def between_batches(self) -> None:
+        if self.seen == (self.training.epoch, self.training.batch):
+            return  # a batch of validation
+        self.seen = (self.training.epoch, self.training.batch)
         self.num_batches += 1
         if self.num_batches == 1:
             self.started = time.monotonic()

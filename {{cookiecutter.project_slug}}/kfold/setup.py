@@ -160,8 +160,9 @@ def make_recipe(config: Config, number: int, has_teachers: bool) -> Recipe:
 
 
 def rows_sha256(rows: TrainingRows) -> str:
-    """A digest (hex) of what is trained on: ids, targets and their weights, in order."""
-    ids = "\n".join([*rows.train_ids, str(rows.num_real)]).encode()
+    """A digest (hex) of what is trained on: ids, targets and their weights, and images without labels, in order."""
+    unlabelled = [Path(path).name for path in rows.unlabelled_paths]
+    ids = "\n".join([*rows.train_ids, str(rows.num_real), *unlabelled]).encode()
     arrays = (rows.train_targets, rows.train_weights)
     return hashlib.sha256(
         ids + b"".join(np.ascontiguousarray(array, np.float32).tobytes() for array in arrays)

@@ -5,6 +5,7 @@ import fcntl
 import os
 import signal
 import socket
+import stat
 import tempfile
 from pathlib import Path
 
@@ -156,6 +157,24 @@ def test_a_fault_at_every_operation_leaves_the_old_file_or_the_new_one(tmp_path,
         else:
             raise AssertionError("more operations than expected")
     figures(f"{tried} faults at each operation of an atomic write: the old file or the new one, never a torn one")
+
+
+def test_a_save_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path, monkeypatch):
+    calls, fsync, replace = [], os.fsync, os.replace
+
+    def seen_fsync(handle):
+        calls.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        fsync(handle)
+
+    def seen_replace(source, target):
+        calls.append(f"-> {Path(target).name}")
+        replace(source, target)
+
+    write_state(tmp_path / "state.pt", tmp_path / "previous.pt", make_state(1))
+    monkeypatch.setattr(os, "fsync", seen_fsync)
+    monkeypatch.setattr(os, "replace", seen_replace)
+    write_state(tmp_path / "state.pt", tmp_path / "previous.pt", make_state(2))
+    assert calls == ["file", "-> previous.pt", "-> state.pt", "folder"]
 
 
 def test_a_real_limit_of_the_file_size_at_any_byte_loses_no_state(tmp_path, figures):

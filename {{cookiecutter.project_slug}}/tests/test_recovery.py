@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import cv2
 import numpy as np
@@ -117,6 +118,24 @@ def test_a_full_memory_halves_the_parts_until_they_fit_and_trains_the_same(image
     assert capsys.readouterr().out.count("the memory is full") == 2  # 8 -> 4 -> 2 images
 
 
+def test_a_second_try_draws_the_same_dropout_as_a_first_one_would(image_paths):
+    class Dropping(Colours):
+        def forward(self, images):
+            return nn.functional.dropout(super().forward(images), 0.5, self.training)
+
+    split, full = Dropping(), Dropping()
+    run(make_training(split, accumulate=2), image_paths)
+    fails = iter([True])
+
+    def full_in_the_first_try(module, inputs, outputs):
+        if next(fails, False):
+            raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED")  # cuDNN's way to say so
+
+    full.register_forward_hook(full_in_the_first_try)
+    run(make_training(full), image_paths)
+    assert largest_difference(split, full) == 0
+
+
 def test_a_failed_try_leaves_no_trace_in_batch_norm(image_paths):
     """The first part may have gone through before the memory was full."""
     one, other = Colours(batch_norm=True), Colours(batch_norm=True)
@@ -226,6 +245,14 @@ def test_a_loss_that_is_finite_with_a_gradient_that_is_not_is_skipped(image_path
     assert all(torch.isfinite(weight).all() for weight in model.parameters())
 
 
+def test_an_epoch_of_skipped_batches_has_no_loss(image_paths):
+    model = Colours()
+    model.poisoned = range(1, 4)
+    log = run(make_training(model), image_paths)
+    assert np.isnan(log[0].train_loss)
+    assert np.isfinite(log[1].train_loss)
+
+
 def test_many_in_a_row_stop_the_training_and_others_do_not(image_paths):
     model = Colours()
     model.poisoned = range(1, MAX_SKIPPED_IN_ROW)  # one fewer
@@ -289,6 +316,21 @@ def test_a_killed_loader_process_changes_no_batch(image_paths, capsys):
     assert found == expected
     assert "a loader process was killed" in capsys.readouterr().err
     assert [batch.indices.tolist() for batch in read_batches(loader, 1)] == expected
+
+
+def test_a_loader_process_that_dies_within_a_step_does_not_break_the_step(image_paths, capsys):
+    """As when a signal reaches the whole process group: PyTorch's own handler would raise in the middle of anything."""
+    loader, found = loader_of(image_paths, 2), []
+    for batch in read_batches(loader, 1):
+        found.append(batch.indices.tolist())
+        if len(found) == 1:
+            for worker in loader._iterator._workers:
+                os.kill(worker.pid, signal.SIGTERM)
+            ends = time.monotonic() + 1
+            while time.monotonic() < ends:  # the signal of their death arrives here
+                sum(range(1000))
+    assert found == [batch.indices.tolist() for batch in read_batches(loader_of(image_paths, 0), 1)]
+    assert "a loader process was killed" in capsys.readouterr().err
 
 
 def test_an_error_of_another_kind_in_a_loader_process_is_raised(image_paths):

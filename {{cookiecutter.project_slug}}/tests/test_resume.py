@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +31,16 @@ from torch.utils.data import DataLoader
 
 import competition
 import train
-from kfold import artifacts, stopping
+from kfold import adopt, artifacts, stopping
 from kfold.artifacts import Workspace
+from kfold.config import load_config
 from kfold.data.augment import train_transform
 from kfold.data.loader import EpochOrder, Images, as_is, make_loader, read_batches
 from kfold.errors import Interrupted, UserError
+from kfold.forecast import TimeForecast
 from kfold.stopping import Stop, describe_seconds, parse_seconds
-from kfold.training.state import read_state
+from kfold.training.saver import MUST_AGREE, Saver
+from kfold.training.state import NUMBERS, Training, read_state, write_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # 4 loader processes, on purpose
 
@@ -211,8 +215,8 @@ def test_sigterm_and_the_time_limit_save_and_exit_with_75_and_all_folds_are_pick
     assert "Traceback" not in errors + limited.stderr
 
 
-@pytest.mark.parametrize("to_group", [False, True])
-def test_pipeline_sh_passes_a_signal_on_and_exits_with_75(tmp_path, to_group):
+@pytest.mark.parametrize(("to_group", "number"), [(False, "SIGTERM"), (True, "SIGINT"), (True, "SIGTERM")])
+def test_pipeline_sh_passes_a_signal_on_and_exits_with_75(tmp_path, to_group, number):
     root = prepare(copy_code(tmp_path / "a"), "multiclass", 60, 20, epochs=300, batch_size=8, num_workers=1)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHON": sys.executable}
     running = subprocess.Popen(
@@ -227,10 +231,10 @@ def test_pipeline_sh_passes_a_signal_on_and_exits_with_75(tmp_path, to_group):
     for line in running.stdout:
         if "epoch 1/300" in line:
             break
-    if to_group:  # as Ctrl-C in a terminal does
-        os.killpg(running.pid, signal.SIGINT)
+    if to_group:  # as Ctrl-C in a terminal does, and `timeout`: loader processes get it, too
+        os.killpg(running.pid, signal.Signals[number])
     else:
-        running.send_signal(signal.SIGTERM)
+        running.send_signal(signal.Signals[number])
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 75
     assert "saved at epoch" in errors
@@ -308,6 +312,26 @@ def test_the_newest_state_when_damaged_is_named_and_the_older_used(interrupted_r
     assert fingerprint(interrupted_root, "everything") == undisturbed("everything")
 
 
+def test_a_damaged_state_never_takes_the_place_of_the_whole_one(interrupted_root, undisturbed, monkeypatch):
+    """A kill within the first save after it was found."""
+    folder = interrupted_root / "runs" / "everything" / "fold0"
+    damage(folder / "state.pt")
+    replace_file = os.replace
+
+    def killed(source, target):
+        if str(target).endswith("state.pt"):
+            raise Interrupted("killed")
+        replace_file(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(Interrupted):
+            train_option(interrupted_root, "everything", StopAfter(1))
+    assert read_state(folder / "previous.pt")["epoch"] > 0
+    train_option(interrupted_root, "everything")
+    assert fingerprint(interrupted_root, "everything") == undisturbed("everything")
+
+
 def test_without_a_whole_state_the_fold_starts_anew_and_says_so(interrupted_root, undisturbed, capsys):
     for name in ("state.pt", "previous.pt"):
         damage(interrupted_root / "runs" / "everything" / "fold0" / name)
@@ -340,6 +364,86 @@ def test_an_unfinished_training_is_not_mixed_with_other_settings(interrupted_roo
         train.main(fold="0", overrides=[*OPTIONS["everything"], "lr=0.001"], name="everything", root=interrupted_root)
     train_option(interrupted_root, "everything")
     assert fingerprint(interrupted_root, "everything") == undisturbed("everything")
+
+
+def test_settings_that_change_no_weight_may_change_on_the_way(interrupted_root, undisturbed):
+    words = [*OPTIONS["everything"], "tta=hflip", "save_minutes=1"]
+    train.main(fold="0", overrides=words, name="everything", root=interrupted_root)
+    assert fingerprint(interrupted_root, "everything") == undisturbed("everything")
+    assert load_config(Workspace(interrupted_root).run_config_path("everything")).tta == "hflip"
+
+
+@pytest.mark.parametrize("key", MUST_AGREE)
+def test_a_state_of_another_training_is_refused_by_what_differs(key, tmp_path):
+    saver = make_small_saver(tmp_path)
+    saver.save()
+    other = make_small_saver(tmp_path, {key: "another"})
+    with pytest.raises(UserError, match=rf"state\.pt: an unfinished training with another {key}"):
+        other.restore()
+
+
+def make_small_saver(folder, identity=(), minutes=1e6, batches=0):
+    model = torch.nn.Linear(2, 2)
+    training = Training(model, torch.optim.Adam(model.parameters()), torch.amp.GradScaler("cpu", growth_interval=1))
+    known = {**dict.fromkeys(MUST_AGREE, "the same"), **dict(identity)}
+    paths = (folder / "state.pt", folder / "previous.pt")
+    return Saver(training, *paths, known, lambda kind: folder / kind, Stop(), minutes, batches)
+
+
+def test_a_state_brings_back_every_number_and_tensor(tmp_path):
+    saver = make_small_saver(tmp_path)
+    training = saver.training
+    training.scaler.scale(training.model(torch.ones(1, 2)).sum()).backward()
+    training.scaler.step(training.optimizer)
+    training.scaler.update()
+    training.best_weights = {"weight": torch.ones(3)}
+    training.skipped_rows, training.snapshots = [[1, 2, 3]], {}
+    values = {name: 7 + place for place, name in enumerate(NUMBERS) if type(getattr(training, name)) in (int, float)}
+    for name, value in values.items():
+        setattr(training, name, value)
+    training.best_score, training.total_loss = 0.5, torch.tensor(1 / 3)
+    saver.save()
+    again = make_small_saver(tmp_path)
+    assert "goes on from" in again.restore()
+    assert {name: getattr(again.training, name) for name in values} == values
+    assert set(NUMBERS) - set(values) == {"skipped_rows", "best_score", "best_weights", "snapshots"}
+    assert (again.training.skipped_rows, again.training.best_score) == ([[1, 2, 3]], 0.5)
+    assert torch.equal(again.training.best_weights["weight"], torch.ones(3))
+    assert torch.tensor(again.training.total_loss) == training.total_loss
+    assert again.training.scaler.get_scale() == training.scaler.get_scale() != 65536
+    for name in ("model", "optimizer"):
+        old, new = (str(getattr(each, name).state_dict()) for each in (training, again.training))
+        assert old == new
+
+
+def test_a_state_is_saved_by_time_by_batches_and_after_a_split(tmp_path):
+    by_time = make_small_saver(tmp_path / "time", minutes=1e-9)
+    by_time.between_batches()
+    assert by_time.path.exists()
+    by_batches = make_small_saver(tmp_path / "batches", batches=2)
+    by_batches.between_batches()
+    assert not by_batches.path.exists()
+    by_batches.between_batches()
+    assert by_batches.path.exists()
+    split = make_small_saver(tmp_path / "split")
+    split.between_batches()
+    assert not split.path.exists()
+    split.training.accumulate = 2
+    split.between_batches()
+    assert read_state(split.path)["accumulate"] == 2
+    again = make_small_saver(tmp_path / "split")
+    again.restore()
+    assert again.accumulate == 2
+
+
+def test_a_state_of_other_code_is_one_line(tmp_path):
+    saver = make_small_saver(tmp_path)
+    saver.save()
+    state = read_state(saver.path)
+    for change in ({"model": {}}, {"log": [{"epochs": 1}]}, {"optimizer": {}}):
+        write_state(saver.path, saver.previous_path, {**state, **change})
+        with pytest.raises(UserError, match=r"state\.pt: saved by other code or versions"):
+            saver.restore()
 
 
 def test_changed_labels_of_an_unfinished_training_are_refused_by_name(interrupted_root, monkeypatch):
@@ -402,6 +506,69 @@ def test_what_is_here_already_is_not_replaced_by_an_earlier_session(interrupted_
     assert fingerprint(interrupted_root, "everything") == undisturbed("everything")
 
 
+def test_a_kill_while_an_earlier_session_is_taken_over_is_mended_by_the_same_command(
+    base, undisturbed, tmp_path, monkeypatch
+):
+    first = new_root(base, tmp_path / "first", "plain")
+    train_option(first, "plain")
+    for copied in range(5):  # files, before the kill
+        second, copies, copy = new_root(base, tmp_path / f"second{copied}", "plain"), [], adopt.copy
+
+        def copy_some(source, target, copies=copies, copied=copied, copy=copy):
+            if len(copies) == copied:
+                raise Interrupted("killed")
+            copies.append(target)
+            copy(source, target)
+
+        take_over = partial(
+            train.main, fold="0", overrides=OPTIONS["plain"], name="plain", root=second, resume_from=first
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(adopt, "copy", copy_some)
+            with pytest.raises(Interrupted):
+                take_over()
+        assert artifacts.read_manifest(second / "runs" / "plain" / "fold0") is None
+        take_over()
+        assert fingerprint(second, "plain") == undisturbed("plain")
+
+
+def test_two_earlier_sessions_each_give_their_folds(base, tmp_path, capsys):
+    for number in ("0", "1"):
+        root = new_root(base, tmp_path / "input" / f"session{number}", "plain")
+        train.main(fold=number, overrides=OPTIONS["plain"], name="plain", root=root)
+    here = new_root(base, tmp_path / "here", "plain")
+    train.main(fold="1", overrides=OPTIONS["plain"], name="plain", root=here, resume_from=tmp_path / "input")
+    train.main(fold="0", overrides=OPTIONS["plain"], name="plain", root=here, resume_from=tmp_path / "input")
+    assert Workspace(here).trained_folds("plain") == [0, 1]
+    assert capsys.readouterr().out.count("copied") == 2
+
+
+def test_folds_of_another_folds_csv_are_not_taken_over(base, tmp_path):
+    first = new_root(base, tmp_path / "first", "plain")
+    train_option(first, "plain")
+    second = new_root(base, tmp_path / "second", "plain")
+    rows = (second / "folds.csv").read_text().replace(",0,", ",x,").replace(",1,", ",0,").replace(",x,", ",1,")
+    (second / "folds.csv").write_text(rows)
+    with pytest.raises(UserError, match="trained on other folds"):
+        train.main(fold="0", overrides=OPTIONS["plain"], name="plain", root=second, resume_from=first)
+
+
+def test_starting_anew_and_taking_over_contradict_each_other(base, tmp_path):
+    root = new_root(base, tmp_path / "root", "plain")
+    with pytest.raises(UserError, match="leave out one of them"):
+        train.main(fold="0", overwrite=True, resume_from=tmp_path, root=root)
+
+
+def test_overwrite_leaves_nothing_of_the_training_before(base, undisturbed, tmp_path):
+    root = new_root(base, tmp_path / "root", "plain")
+    folder = root / "runs" / "plain" / "fold0"
+    folder.mkdir(parents=True)
+    for name in ("skipped.csv", "snapshot3.safetensors", "ema.safetensors", "state.pt"):
+        (folder / name).write_bytes(b"old")
+    train.main(fold="0", overrides=OPTIONS["plain"], name="plain", root=root, overwrite=True)
+    assert fingerprint(root, "plain") == undisturbed("plain")
+
+
 def test_an_earlier_session_with_other_settings_or_damaged_files_is_refused(base, tmp_path):
     first = new_root(base, tmp_path / "first", "plain")
     train_option(first, "plain")
@@ -426,6 +593,28 @@ def test_too_small_a_disk_is_said_before_the_first_epoch(base, tmp_path, monkeyp
     with pytest.raises(UserError, match="the weights and states need .* GB on the disk, 0.0 GB are free"):
         train_option(root, "plain")
     assert "epoch 1" not in capsys.readouterr().out
+
+
+def test_the_forecast_of_the_disk_is_what_files_and_states_take(base, tmp_path, capsys):
+    root = new_root(base, tmp_path / "root", "everything")
+    with pytest.raises(Interrupted):
+        train_option(root, "everything", StopAfter(8))
+    folder = root / "runs" / "everything" / "fold0"
+    state = (folder / "state.pt").stat().st_size
+    first = float(capsys.readouterr().out.split("forecast: ")[1].split()[0]) * 1e9
+    train_option(root, "everything")
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert first == pytest.approx(weights + 3 * state, rel=0.2, abs=5e6)
+    again = float(capsys.readouterr().out.split("forecast: ")[1].split()[0]) * 1e9
+    assert again < first  # what is there already is not needed again
+
+
+def test_the_forecast_of_time_counts_what_is_left_and_the_other_folds():
+    training = make_small_saver(Path()).training
+    forecast = TimeForecast(100, 40, 10, 0.3, 3, Stop(), training)
+    assert forecast.describe(1.0) == "44s for this fold, 4m for 3 folds"  # 40 x 1.1, and 2 x 100 x 1.1 more
+    limited = TimeForecast(100, 40, 10, 0.3, 3, Stop(time_limit=60), training)
+    assert limited.describe(1.0).endswith("the time limit comes first, in 60s: it will save and stop there")
 
 
 def test_the_first_batches_forecast_the_time(base, tmp_path, capsys):

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -165,12 +166,23 @@ def leave_interrupt_to_parent(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def hear_of_dead_workers_here() -> None:
+    """PyTorch would raise at any line of this process, in the middle of a step or a save, when a loader process dies.
+
+    Without its handler the next batch that is asked for raises.
+    """
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def read_batches(loader: DataLoader, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
     """The batches of an epoch from number `start` on. Where a loader process is killed, this process goes on alone."""
     order: EpochOrder = loader.batch_sampler
     order.epoch, order.start = epoch, start
     try:
-        for batch in loader:
+        batches = iter(loader)
+        hear_of_dead_workers_here()
+        for batch in batches:
             start += 1
             yield batch
         return

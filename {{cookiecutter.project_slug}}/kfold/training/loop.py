@@ -1,5 +1,6 @@
 """The training loop of one fold, and the prediction loop that validation and predict.py share."""
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ def fit(
     saved, or the work stopped: after each batch of training and of validation. Raises UserError where losses stay not
     finite, on an image that cannot be read, and when the memory is too small for two images.
     """
+    # Over 60 lines on purpose: the training loop, read top to bottom.
     order: EpochOrder = train_batches.batch_sampler
     rate = make_rate(recipe, order)
     while training.epoch < recipe.epochs:
@@ -95,7 +97,7 @@ def fit(
             averages.swa.update_parameters(training.model)
         result = EpochResult(
             epoch=training.epoch + 1,
-            train_loss=float(training.total_loss) / max(training.num_averaged, 1),
+            train_loss=float(training.total_loss) / training.num_averaged if training.num_averaged else float("nan"),
             valid_loss=valid_loss,
             score=valid_score,
             lr=rate(training.epoch, num_batches - 1)[1],
@@ -180,7 +182,9 @@ def take_step(
         except NotFinite as problem:
             count_skipped(training, problem.rows)
             return
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_full_memory(error):
+                raise
             training.optimizer.zero_grad(set_to_none=True)
         else:
             break
@@ -198,7 +202,7 @@ def buffers_kept_on_failure(model: nn.Module) -> Iterator[None]:
     before = [buffer.clone() for buffer in model.buffers()]
     try:
         yield
-    except (NotFinite, torch.OutOfMemoryError):
+    except (NotFinite, RuntimeError):
         for buffer, value in zip(model.buffers(), before, strict=True):
             buffer.copy_(value)
         raise
@@ -245,7 +249,9 @@ def train_step(
         group["lr"] = lr
     try:
         scaler.step(optimizer)
-    except torch.OutOfMemoryError:  # no second try: some weights may have changed already
+    except RuntimeError as error:  # no second try: some weights may have changed already
+        if not is_full_memory(error):
+            raise
         raise UserError(
             f"the memory of the {device.type} is full in the optimizer's step: free it and run the same command again, "
             f"or take a smaller backbone"
@@ -274,6 +280,11 @@ def split_further(training: Training, num_rows: int, device: torch.device) -> No
         f"  the memory is full: batches of {num_rows} are split into {training.accumulate} parts from here on "
         f"(accumulate={training.accumulate} does so from the start)"
     )
+
+
+def is_full_memory(error: RuntimeError) -> bool:
+    """cuBLAS, cuDNN and Apple's GPUs have no class of error for it."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(re.search("out of memory|ALLOC_FAILED", str(error)))
 
 
 def count_skipped(training: Training, rows: list[int]) -> None:
@@ -323,7 +334,9 @@ def forward_views(
     try:
         with autocast(device, precision):
             return torch.stack([model(view(images)).float() for view in views])
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_full_memory(error):
+            raise
         if len(images) == 1:
             raise UserError(f"the memory of the {device.type} is full with 1 image: lower image_size") from None
     halves = images.split(-(-len(images) // 2))

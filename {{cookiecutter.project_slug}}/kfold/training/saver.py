@@ -52,10 +52,16 @@ class Saver:
                 problems += error.problems
                 continue
             self.refuse_foreign(path, state["identity"])
-            load_state(self.training, state)
+            try:
+                load_state(self.training, state)
+            except (KeyError, RuntimeError, TypeError, ValueError):
+                raise UserError(f"{path}: saved by other code or versions, it does not fit: --overwrite") from None
             note = self.differences(state["identity"])
             for problem in problems:
                 print(f"warning: {problem}: the state of before is used", file=sys.stderr)
+            if path == self.previous_path:
+                self.path.unlink(missing_ok=True)  # else the next save would keep the damaged one in place of this one
+            self.accumulate = self.training.accumulate
             return f"goes on from epoch {self.training.epoch + 1}, batch {self.training.batch + 1} ({path.name}){note}"
         for problem in problems:
             print(f"warning: {problem}", file=sys.stderr)

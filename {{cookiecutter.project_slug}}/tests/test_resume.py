@@ -139,6 +139,12 @@ def test_batches_are_the_same_bytes_at_every_resume_point(base, num_workers, per
 # Kills
 
 
+def train_as_a_command_does(root: Path, option: str) -> None:
+    """In a child of the fork server; loader processes must be its own children, or they would outlive it."""
+    multiprocessing.set_start_method("fork", force=True)
+    train_option(root, option, save_batches=1)
+
+
 def kill_at_random(root: Path, option: str, seconds: float, in_save: bool) -> str:
     """Start a training and kill it after so many seconds, or within the next save after them.
 
@@ -146,7 +152,7 @@ def kill_at_random(root: Path, option: str, seconds: float, in_save: bool) -> st
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["interrupted"])
-    child = context.Process(target=train_option, args=(root, option, None, 1))
+    child = context.Process(target=train_as_a_command_does, args=(root, option))
     child.start()
     child.join(seconds)
     folder = root / "runs" / option / "fold0"

@@ -33,7 +33,7 @@ stage() { # runs a stage; SIGTERM and Ctrl-C are passed on to it, and its exit c
     wait "$child" || code=$?
     while kill -0 "$child" 2>/dev/null; do code=0; wait "$child" || code=$?; done # a signal ends the first wait early
     trap - TERM INT
-    if [ "$code" -eq 143 ]; then code=75; fi # killed before it could answer: nothing is lost
+    if [ "$code" -eq 143 ] || [ "$code" -eq 130 ]; then code=75; fi # killed before it could answer: nothing is lost
     return "$code"
 }
 

@@ -224,7 +224,7 @@ if __name__ == "__main__":
             arguments.overrides,
             arguments.dry_run,
             arguments.overwrite,
-            stop=Stop(parse_seconds(arguments.time_limit) if arguments.time_limit else None),
+            stop=Stop(None if arguments.time_limit is None else parse_seconds(arguments.time_limit)),
             resume_from=arguments.resume_from,
         )
     )

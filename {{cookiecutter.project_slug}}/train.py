@@ -97,6 +97,8 @@ def main(
     choose_loss(config.loss, facts.task)  # a wrong choice should not touch the run's folder
     refuse_unknown_backbone(config.backbone)
 
+    if run == "stack":
+        raise UserError("a run cannot be called stack: stack.py puts its results there: give it another --name")
     artifacts.refuse_stack(workspace, run)
     artifacts.register_run(workspace, run, facts, config, numbers, overwrite)
     trained = False
@@ -312,7 +314,7 @@ if __name__ == "__main__":
     words = arguments.overrides + ([f"limit={arguments.limit}"] if arguments.limit is not None else [])
 
     def main_of_each_seed() -> None:
-        stop = Stop(parse_seconds(arguments.time_limit) if arguments.time_limit else None)
+        stop = Stop(None if arguments.time_limit is None else parse_seconds(arguments.time_limit))
         for ending, its_words in seed_runs(words):
             base = arguments.name or (arguments.config.stem if arguments.config else "baseline")
             limit = f"-limit{arguments.limit}" if arguments.limit else ""

@@ -11,4 +11,4 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # OpenCV refuses larger images before it allocates them (read when cv2 is imported). Same cap as Pillow's.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(178_956_970))
 # A damaged image is named by our own message, with its id; OpenCV's warning names neither.
-os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")

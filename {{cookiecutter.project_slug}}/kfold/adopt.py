@@ -1,5 +1,6 @@
 """Earlier work found elsewhere: the runs of a notebook's output, mounted read-only beside the next notebook."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +13,8 @@ from kfold.errors import UserError
 from kfold.files import atomic_write, locked
 from kfold.seals import write_sealed
 
+DEPTH = 4  # levels of folders that are searched: Kaggle nests a notebook's output two to four deep
+
 
 def adopt_run(
     workspace: Workspace, folder: Path, run: str, numbers: Sequence[int], config: Config, fold_stamp: str
@@ -23,7 +26,7 @@ def adopt_run(
     any_adopted = False
     found_in = find_run(folder, run)
     if not found_in:
-        print(f"run {run}: nothing of it below {folder}")
+        print(f"run {run}: nothing of it in {folder}, nor up to {DEPTH} folders below")
     for found in found_in:
         artifacts.refuse_stack(found, run)
         if changes := difference(config, load_config(found.run_config_path(run)), but=NOT_TRAINED):
@@ -43,15 +46,26 @@ def find_run(folder: Path, run: str) -> list[Workspace]:
     """
     if not folder.is_dir():
         raise UserError(f"--resume-from {folder}: no such folder: name the one that holds runs/ of the earlier session")
-    roots = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    return [Workspace(root) for root in roots if holds(Workspace(root).run_config_path(run))]
+    roots, level = [], [folder]
+    for _ in range(DEPTH + 1):
+        roots += [Workspace(root) for root in level if holds(Workspace(root), run)]
+        level = [path for parent in level for path in subfolders(parent)]
+    return roots
 
 
-def holds(path: Path) -> bool:
+def holds(found: Workspace, run: str) -> bool:
     try:
-        return path.is_file()
-    except OSError:  # such as lost+found, which nobody may enter
+        return found.run_config_path(run).is_file()
+    except OSError:
         return False
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """In order of name; none of a folder that nobody may enter, such as lost+found."""
+    try:
+        return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())
+    except OSError:
+        return []
 
 
 def adopt_fold(workspace: Workspace, found: Workspace, run: str, number: int, fold_stamp: str, config: Config) -> bool:

@@ -34,7 +34,7 @@ from kfold.ensemble.stack_settings import StackSettings
 from kfold.errors import UserError
 from kfold.files import atomic_write, file_sha256, locked
 from kfold.predictions import Predictions, read_predictions
-from kfold.seals import remove_sealed, write_sealed
+from kfold.seals import refuse_broken_seal, remove_sealed, write_sealed
 
 SELF_DIGEST = "manifest_sha256"  # key of a manifest: over its other keys
 ALL_DATA = -1  # the "fold" of the full-data fit, which no row was held out of
@@ -191,6 +191,7 @@ def read_trusted(
 ) -> Predictions:
     """One fold's oof or test file, after comparing it with the manifest."""
     folder, path = workspace.fold_dir(run, number), workspace.predictions_path(run, number, rows)
+    refuse_broken_seal(workspace.run_config_path(run))
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder}: fold {number} of run {run} is not trained: run train.py --fold {number}")
@@ -376,6 +377,8 @@ def read_manifest(folder: Path) -> dict | None:
         is_whole = text == manifest_text(manifest)
         del manifest[SELF_DIGEST]
         manifest["files"].items()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): put the file back") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         is_whole = False
     if not is_whole:

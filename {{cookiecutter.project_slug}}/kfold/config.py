@@ -57,13 +57,13 @@ class Competition(Settings):
     group_column: str = ""  # rows of one group (patient, scene) stay in one fold; empty: none
     time_column: str = ""  # only for fold_scheme: time; sorts as a number, else as text (ISO dates)
 
-    data_dir: str = "data"  # holds the five below; relative to the repository, or absolute
-    train_csv: str = "train.csv"
-    test_csv: str = "test.csv"  # may be absent: then the ids of the sample submission
-    sample_submission_csv: str = "sample_submission.csv"
-    train_images: str = "train_images"  # folder of <id><image_suffix>
-    test_images: str = "test_images"
-    image_suffix: str = ".png"  # may be empty when the ids carry it
+    data_dir: str = Field("data", max_length=1000)  # holds the five below; relative to the repository, or absolute
+    train_csv: str = Field("train.csv", max_length=250)
+    test_csv: str = Field("test.csv", max_length=250)  # may be absent: then the ids of the sample submission
+    sample_submission_csv: str = Field("sample_submission.csv", max_length=250)
+    train_images: str = Field("train_images", max_length=250)  # folder of <id><image_suffix>
+    test_images: str = Field("test_images", max_length=250)
+    image_suffix: str = Field(".png", max_length=50)  # may be empty when the ids carry it
     bad_train_images: Literal["stop", "drop"] = "stop"  # drop: leave unreadable training rows out of folds.csv
 
     num_folds: int = Field(5, ge=2, le=20)
@@ -122,8 +122,8 @@ class Config(Settings):
     rotate90: bool = False  # random quarter turns (microscopy, satellite)
 
     # Optimisation
-    epochs: int = Field(10, ge=1)
-    batch_size: int = Field(32, ge=2)  # images a step
+    epochs: int = Field(10, ge=1, le=100_000)
+    batch_size: int = Field(32, ge=2, le=100_000)  # images a step
     accumulate: int = Field(1, ge=1)  # parts that a batch is split into, to need less memory; 2 images a part at least
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(3e-4, gt=0)  # peak learning rate
@@ -275,6 +275,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The top-level keys of a YAML file. Raises UserError naming file and line."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise UserError(f"{path}: is a folder or a device: put a readable file there")
         values = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         others = sorted(other.stem for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []

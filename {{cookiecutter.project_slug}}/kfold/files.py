@@ -85,7 +85,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        holder = holder_path.read_text() if holder_path.exists() else "unknown process"
+        holder = holder_path.read_text(errors="replace") if holder_path.exists() else "unknown process"
         if not died_here(holder):
             raise UserError(f"{folder}: in use by {holder}: wait for it or stop it") from None
         try:
@@ -106,7 +106,10 @@ def take_over(folder: Path, holder_path: Path) -> None:
     """Write this process's name into the folder; tidy up after one that was killed, and say so."""
     try:
         if holder_path.exists():
-            print(f"{folder}: taken over from {holder_path.read_text()}, which was killed", file=sys.stderr)
+            print(
+                f"{folder}: taken over from {holder_path.read_text(errors='replace')}, which was killed",
+                file=sys.stderr,
+            )
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         now = datetime.now().isoformat(sep=" ", timespec="seconds")

@@ -108,6 +108,8 @@ def read_ledger(path: Path) -> list[dict[str, str]]:
         return []
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): put the file back, or delete it") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text: save it as UTF-8, or delete it") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), restval="")

@@ -100,7 +100,10 @@ def read_seals(folder: Path, trusting: bool = False) -> Seals:
     path = folder / FILE_NAME
     if not path.exists():
         return {}
-    text = path.read_bytes().decode(errors="replace")
+    try:
+        text = path.read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): put the file back") from None
     seals: Seals = {}
     for line in text.split("\n"):
         if match := re.fullmatch(r"([0-9a-f]{64})  ([^/\0]+)", line):

@@ -62,7 +62,7 @@ class Stop:
 
 def parse_seconds(text: str) -> float:
     """`8h30m`, `45m`, `90s` -> seconds. Raises UserError."""
-    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    match = re.fullmatch(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s)?", text)
     if not match or not text:
         raise UserError(f"--time-limit {text}: write hours, minutes and seconds such as 8h30m, 45m or 90s")
     hours, minutes, seconds = (int(part or 0) for part in match.groups())

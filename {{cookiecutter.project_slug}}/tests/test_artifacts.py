@@ -315,11 +315,11 @@ def test_a_manifest_without_a_digest_of_itself_is_named(workspace):
 
 def test_a_run_is_not_mixed_from_two_settings(workspace):
     (problem,) = problems_of(artifacts.register_run, workspace, "base", FACTS, Config(lr=1e-3), [1], False)
-    assert "now lr=0.001: give the new one a name" in problem
+    assert "now lr=0.001: take back the change, give the new run a name" in problem
     (problem,) = problems_of(artifacts.register_run, workspace, "base", FACTS, Config(lr=1e-3), [1], True)
     assert "lr=0.001" in problem
     artifacts.register_run(workspace, "base", FACTS, Config(num_workers=0), [1], False)
-    assert load_config(workspace.run_config_path("base")) == Config()
+    assert load_config(workspace.run_config_path("base")) == Config(num_workers=0)  # which changes no weight
 
 
 def test_overwriting_every_fold_takes_the_new_settings(workspace):
@@ -343,7 +343,7 @@ def test_overwriting_takes_back_done_before_the_settings_change(workspace, monke
     with pytest.raises(KeyboardInterrupt):
         artifacts.register_run(workspace, "base", FACTS, Config(lr=1e-3), [0, 1], True)
     assert workspace.trained_folds("base") == []
-    assert load_config(workspace.run_config_path("base")) == Config()
+    assert load_config(workspace.run_config_path("base")) == Config(num_workers=0)  # which changes no weight
 
 
 def test_a_fold_trained_on_other_folds_or_settings_is_refused_not_done(workspace):

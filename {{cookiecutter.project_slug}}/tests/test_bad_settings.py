@@ -67,7 +67,7 @@ WHOLE_FACTS = {
     "Latin-1": (FACTS.replace("x", "caf\xe9").encode("latin-1"), ("not UTF-8 text (byte 17): save it as UTF-8",)),
     "UTF-16": (FACTS.encode("utf-16"), ("not UTF-8 text (byte 0)",)),
     "NUL": (FACTS.encode() + b"\0", ("line 4: ", r"holds the character '\x00'")),
-    "a folder": (None, ("cannot be read",)),
+    "a folder": (None, ("is a folder or a device: put",)),
     "two targets": (FACTS.replace("label", "a, b").encode(), ("task multiclass has one target column, not 2",)),
     "no target": (FACTS.replace("label", "").encode(), ("target_columns: ", "at least 1 item")),
     "target is a text": (FACTS.replace("[label]", "label").encode(), ("target_columns: ", "valid list, not 'label'")),

@@ -216,8 +216,21 @@ def test_a_flipped_byte_in_weights_or_predictions_is_named(copy_of_trained):
         path.write_bytes(content)
 
 
+def test_settings_edited_after_the_training_are_refused_by_every_later_stage(copy_of_trained):
+    path = copy_of_trained / "runs" / "baseline" / "config.yaml"
+    path.write_text(path.read_text().replace("seed: 42", "seed: 43"))
+    for stage in (predict.main, submit.main):
+        with pytest.raises(UserError, match=r"config\.yaml"):
+            stage(root=copy_of_trained)
+
+
+def test_a_run_may_not_take_the_stacks_name(copy_of_trained):
+    with pytest.raises(UserError, match="cannot be called stack"):
+        train.main(name="stack", root=copy_of_trained)
+
+
 def test_other_settings_do_not_mix_into_a_run(copy_of_trained):
-    with pytest.raises(UserError, match=r"made with other settings; now lr=0\.01.*--name"):
+    with pytest.raises(UserError, match=r"made with other settings; now lr=0\.01.*give the new run a name"):
         train.main(overrides=["lr=0.01"], root=copy_of_trained)
     train.main(fold="0", overrides=["lr=0.01", "epochs=1"], name="faster", root=copy_of_trained)
     assert Workspace(copy_of_trained).run_names() == ["baseline", "faster"]

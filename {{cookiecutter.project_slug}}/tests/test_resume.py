@@ -264,7 +264,7 @@ def test_a_time_limit_is_read_in_hours_minutes_and_seconds(text, seconds):
         assert parse_seconds(describe_seconds(seconds)) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "8", "8.5h", "h", "-1h", "1m1h", "8 h"])
+@pytest.mark.parametrize("text", ["", "9" * 400 + "h", "8", "8.5h", "h", "-1h", "1m1h", "8 h"])
 def test_another_time_limit_is_refused(text):
     with pytest.raises(UserError, match="8h30m"):
         parse_seconds(text)
@@ -540,7 +540,7 @@ def test_a_kill_while_an_earlier_session_is_taken_over_is_mended_by_the_same_com
 
 def test_two_earlier_sessions_each_give_their_folds(base, tmp_path, capsys):
     for number in ("0", "1"):
-        root = new_root(base, tmp_path / "input" / f"session{number}", "plain")
+        root = new_root(base, tmp_path / "input" / f"session{number}" / "of" / "mine", "plain")
         train.main(fold=number, overrides=OPTIONS["plain"], name="plain", root=root)
     here = new_root(base, tmp_path / "here", "plain")
     train.main(fold="1", overrides=OPTIONS["plain"], name="plain", root=here, resume_from=tmp_path / "input")

@@ -1,9 +1,11 @@
 """kfold/data/tables.py: text stays text, and every fault of a file is one line with its row and remedy."""
 
+import os
 import re
 
 import pytest
 
+from kfold.config import load_config
 from kfold.data.tables import read_table, read_test_ids
 from kfold.errors import UserError
 
@@ -89,3 +91,11 @@ def test_test_ids_come_from_the_sample_where_there_is_no_test_csv(tmp_path):
     assert read_test_ids(test, sample, "image_id") == ["03"]
     with pytest.raises(UserError, match=re.escape("put one of the two there")):
         read_test_ids(tmp_path / "a.csv", tmp_path / "b.csv", "image_id")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_in_a_files_place_is_named_and_not_waited_for(tmp_path):
+    for name, read in (("train.csv", lambda path: read_table(path, [])), ("config.yaml", load_config)):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match=f"{name}: is a folder or a device"):
+            read(tmp_path / name)

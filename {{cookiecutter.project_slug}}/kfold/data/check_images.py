@@ -14,6 +14,8 @@ from kfold.data.tables import shorten
 def describe_bad(folder: Path, paths: Sequence[Path], scans: Sequence[Scan], suffix: str, remedy: str) -> list[str]:
     """A line per unusable file; where most are missing, one line with the likely cause instead."""
     bad = [(path, scan.problem) for path, scan in zip(paths, scans, strict=True) if scan.problem]
+    if bad and folder.exists() and not folder.is_dir():
+        return [f"{folder}: is a file: put the folder of the images there, or set its name in competition.yaml"]
     missing = [path for path, problem in bad if problem == "no such file"]
     if len(missing) * 2 > len(paths):
         cause = explain_missing(folder, missing[0], suffix)

@@ -150,6 +150,8 @@ def make_loader(images: Images, order: EpochOrder, num_workers: int, device: tor
         num_workers=num_workers,
         collate_fn=as_is,
         persistent_workers=num_workers > 0,
+        # Children of a fork server, Python 3.14's default, would not notice that this process was killed.
+        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
         worker_init_fn=leave_interrupt_to_parent,

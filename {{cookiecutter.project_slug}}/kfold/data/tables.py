@@ -14,6 +14,14 @@ from kfold.errors import LIMIT, UserError, list_problems
 NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"  # what every CSV reader takes for a number
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
+NO_TABLES = {  # first bytes of what is no table -> what to do
+    b"PK\x03\x04": "is a zip archive: unpack it (python unpack.py)",
+    b"\x1f\x8b": "is packed by gzip: unpack it",
+    b"<!": "is a web page: download the file again, signed in",
+    b"<html": "is a web page: download the file again, signed in",
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself: run git lfs pull",
+}
+
 
 def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
     """All rows and columns of a comma-separated UTF-8 file, as text; empty cells are "".
@@ -61,6 +69,8 @@ def read_test_ids(test_csv_path: Path, sample_csv_path: Path, id_column: str) ->
 def read_text(path: Path) -> str:
     """The file's text with line ends made "\\n" and a byte order mark removed."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise UserError(f"{path}: is a folder or a device: put a readable file there")
         data = path.read_bytes()
     except FileNotFoundError:
         others = sorted(other.name for other in path.parent.glob("*.csv")) if path.parent.is_dir() else []
@@ -70,6 +80,9 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror}): put a readable file there") from None
     if not data.strip():
         raise UserError(f"{path}: is empty: download it again")
+    for start, what in NO_TABLES.items():
+        if data.lstrip().startswith(start):
+            raise UserError(f"{path}: {what}")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{path}: is UTF-16 text: save it as UTF-8")
     if b"\0" in data:

@@ -343,7 +343,7 @@ def test_overwriting_takes_back_done_before_the_settings_change(workspace, monke
     with pytest.raises(KeyboardInterrupt):
         artifacts.register_run(workspace, "base", FACTS, Config(lr=1e-3), [0, 1], True)
     assert workspace.trained_folds("base") == []
-    assert load_config(workspace.run_config_path("base")) == Config(num_workers=0)  # which changes no weight
+    assert load_config(workspace.run_config_path("base")) == Config()
 
 
 def test_a_fold_trained_on_other_folds_or_settings_is_refused_not_done(workspace):

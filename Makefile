@@ -1,5 +1,5 @@
 # demo: a whole project, from answers to a checked submission.csv; test: lint and every test;
-# reliability: the same tests of what it survives, by the hundred and thousand, with their figures (an hour);
+# reliability: the same tests of what it survives, by the hundred and thousand, with their figures (half an hour);
 # clean: forget the demo and the caches (.venv stays)
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PROJECT := {{cookiecutter.project_slug}}

@@ -22,7 +22,7 @@ reliability: setup build/scikit-learn-1.6.1
 	cd "$(PROJECT)" && RELIABILITY=full SKLEARN_161="$(CURDIR)/build/scikit-learn-1.6.1" OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
 		"$(VENV)/python" -m pytest -n 2 -p no:cacheprovider $$(cd "$(CURDIR)/$(PROJECT)" && grep -l figures tests/test_*.py)
 
-build/scikit-learn-1.6.1: setup
+build/scikit-learn-1.6.1: | setup
 	"$(VENV)/python" -m pip install --quiet --no-deps --target $@ scikit-learn==1.6.1
 
 lint: setup

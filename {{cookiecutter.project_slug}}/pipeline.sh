@@ -26,10 +26,11 @@ stage() { # runs a stage; SIGTERM and Ctrl-C are passed on to it, and its exit c
         echo "interrupted: the time limit of $TIME_LIMIT is over before $1: run the same command again" >&2
         exit 75
     fi
-    local child="" code=0
-    trap 'kill -TERM "$child" 2>/dev/null || true' TERM INT
+    local child="" asked="" code=0
+    trap 'asked=yes; kill -TERM "$child" 2>/dev/null || true' TERM INT
     "$PYTHON" "$@" &
     child=$!
+    if [ -n "$asked" ]; then kill -TERM "$child"; fi # the signal came before the stage had a number
     wait "$child" || code=$?
     while kill -0 "$child" 2>/dev/null; do code=0; wait "$child" || code=$?; done # a signal ends the first wait early
     trap - TERM INT

@@ -32,8 +32,8 @@ from kfold.model.build import build_backbone, input_statistics, refuse_unknown_b
 from kfold.model.weights import ModelCard
 from kfold.predictions import ids_sha256
 from kfold.seeds import seed_of
-from kfold.training.loop import predict_logits, same
 from kfold.training.precision import choose_device, choose_precision
+from kfold.training.predicting import predict_logits, same
 
 ROOT = Path(__file__).resolve().parent
 BATCH_SIZE = 64  # images; without gradients it fits where training fits
@@ -121,7 +121,7 @@ def build_frozen(
     if not 8 <= image_size <= 4096:
         raise UserError(f"--image-size {image_size}: give pixels from 8 to 4096")
     torch.manual_seed(seed_of("embed", backbone))  # of random weights
-    model = build_backbone(backbone, 0, image_size, 0.0, not random_weights, pretrained_path)
+    model = build_backbone(backbone, image_size, not random_weights, pretrained_path)
     mean, std = input_statistics(model)
     return model, ModelCard(backbone, image_size, "embedding", (), mean, std, (), ())
 

@@ -25,7 +25,7 @@ import predict
 import train
 from kfold import artifacts
 from kfold.artifacts import ALL_DATA, Workspace
-from kfold.config import Competition, load_competition, load_config, parse_overrides
+from kfold.config import Competition, load_competition, load_config
 from kfold.data.folds import read_folds, take_rows
 from kfold.data.tables import read_test_ids
 from kfold.ensemble.pseudo_rounds import (
@@ -43,6 +43,7 @@ from kfold.ensemble.pseudo_rounds import (
 from kfold.errors import UserError, run_stage
 from kfold.runs import run_limit
 from kfold.seals import write_sealed
+from kfold.settings import parse_overrides
 from kfold.stopping import Stop, parse_seconds
 
 ROOT = Path(__file__).resolve().parent

@@ -26,7 +26,8 @@ import competition
 from kfold import artifacts
 from kfold.adopt import adopt_run
 from kfold.artifacts import Workspace
-from kfold.config import Competition, Config, difference, load_competition, load_config
+from kfold.config import Competition, Config, load_competition, load_config
+from kfold.conflicts import task_contradictions
 from kfold.data.folds import Folds, read_folds, take_rows
 from kfold.data.loader import EpochOrder
 from kfold.data.targets import Targets
@@ -40,6 +41,7 @@ from kfold.metrics import Metric
 from kfold.model.build import refuse_unknown_backbone
 from kfold.model.weights import copy_weights
 from kfold.report.tables import cv_table
+from kfold.settings import difference
 from kfold.setup import (
     gather_rows,
     load_teachers,
@@ -47,13 +49,15 @@ from kfold.setup import (
     make_batches,
     make_card,
     make_model,
+    make_objective,
     make_recipe,
     make_saver,
     make_terms,
 )
 from kfold.stopping import Stop, parse_seconds
-from kfold.training.loop import fit, is_full_memory
+from kfold.training.loop import fit
 from kfold.training.losses import choose_loss
+from kfold.training.memory import is_full_memory
 from kfold.training.optimizers import make_optimizer
 from kfold.training.precision import choose_device, choose_precision, make_deterministic
 from kfold.training.schedules import cycle_ends
@@ -94,7 +98,9 @@ def main(
     folds = take_rows(folds, config.limit)
     targets = competition.decode_targets(folds.table, facts)
     metric = competition.metric(facts)
-    choose_loss(config.loss, facts.task)  # a wrong choice should not touch the run's folder
+    if problems := task_contradictions(config, facts.task):
+        raise UserError(problems)
+    choose_loss(config.loss[0], facts.task)  # a wrong choice should not touch the run's folder
     refuse_unknown_backbone(config.backbone)
 
     if run == "stack":
@@ -163,7 +169,6 @@ def train_fold(
     device = choose_device()
     make_deterministic(config.deterministic)
     precision = choose_precision(config.precision, device)
-    loss_function = choose_loss(config.loss, facts.task)
     valid = folds.fold == number
     truth = targets.values[valid]
     rows = gather_rows(workspace, run, number, facts, config, folds, targets)
@@ -179,7 +184,7 @@ def train_fold(
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
     training = Training(model, optimizer, scaler, make_averages(model, config), config.accumulate)
     teachers = load_teachers(workspace, number, config, folds.stamp)
-    recipe = make_recipe(config, number, bool(teachers))
+    recipe = make_recipe(config, number)
     ends = cycle_ends(config.epochs, config.num_cycles) if config.schedule == "cosine_cycles" else []
 
     needed = bytes_needed(model, optimizer, training.averages, len(ends), folds_left, workspace.fold_dir(run, number))
@@ -190,6 +195,7 @@ def train_fold(
     order: EpochOrder = train_batches.batch_sampler
     first_step, num_steps = order.steps_before(training.epoch, training.batch), order.steps_before(config.epochs)
     terms = make_terms(model, training.averages, teachers, rows, card, config, number, device, precision, first_step)
+    objective = make_objective(config, facts.task, terms, bool(teachers))
     forecast = TimeForecast(
         num_steps,
         num_steps - first_step,
@@ -209,8 +215,7 @@ def train_fold(
 
     try:
         for result in fit(
-            training, card, loss_function, train_batches, valid_batches, score, recipe, device, precision, terms,
-            between_batches,
+            training, card, objective, train_batches, valid_batches, score, recipe, device, precision, between_batches
         ):  # fmt: skip
             if result.epoch in ends:
                 write_snapshot(workspace, run, number, ends.index(result.epoch) + 1, training, card)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from kfold import artifacts
 from kfold.artifacts import Workspace
-from kfold.config import NOT_TRAINED, Config, difference, load_config, settings_hash
+from kfold.config import NOT_TRAINED, Config, load_config, settings_hash
 from kfold.errors import UserError
 from kfold.files import atomic_write, locked
 from kfold.seals import write_sealed
+from kfold.settings import difference
 
 DEPTH = 4  # levels of folders that are searched: Kaggle nests a notebook's output two to four deep
 

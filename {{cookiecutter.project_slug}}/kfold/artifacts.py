@@ -16,25 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from kfold.config import (
-    NOT_TRAINED,
-    RUN_NAME,
-    Competition,
-    Config,
-    Settings,
-    build_settings,
-    difference,
-    load_competition,
-    load_config,
-    read_yaml,
-    settings_hash,
-    settings_to_yaml,
-)
+from kfold.config import NOT_TRAINED, Competition, Config, load_competition, load_config, settings_hash
+from kfold.conflicts import RUN_NAME
 from kfold.ensemble.stack_settings import StackSettings
 from kfold.errors import UserError
 from kfold.files import atomic_write, file_sha256, locked
 from kfold.predictions import Predictions, read_predictions
 from kfold.seals import refuse_broken_seal, remove_sealed, write_sealed
+from kfold.settings import Settings, build_settings, difference, settings_to_yaml
+from kfold.strict_yaml import read_yaml
 
 SELF_DIGEST = "manifest_sha256"  # key of a manifest: over its other keys
 ALL_DATA = -1  # the "fold" of the full-data fit, which no row was held out of

@@ -3,45 +3,33 @@
 Both are flat, frozen, and refuse what they do not know. Precedence: defaults < YAML file < `key=value` words.
 """
 
-import difflib
 import hashlib
 import json
-import re
-import reprlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from kfold.errors import UserError
+from kfold.conflicts import contradictions
+from kfold.settings import Contradictions, Settings, build_settings, parse_overrides
+from kfold.strict_yaml import read_yaml
 
 Task = Literal["multiclass", "binary", "multilabel", "regression"]
 FoldScheme = Literal[
     "auto", "stratified", "group", "stratified_group", "multilabel", "binned", "time", "random"
 ]  # fmt: skip
 FOLDS_COLUMNS = ("id", "fold", "group", "duplicate_group")  # folds.csv's own columns; the targets come after them
-LONGEST_YAML = 100_000  # characters; PyYAML reads about this much a second
-RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # also what Kaggle's data sets keep of a file name
+LOSS_NAMES = (
+    "auto", "cross_entropy", "binary_cross_entropy", "focal", "asymmetric", "lovasz", "soft_fbeta", "mse", "mae",
+    "smooth_l1",
+)  # fmt: skip
 NOT_TRAINED = (
     "num_workers",
     "save_minutes",
     "save_batches",
     "tta",
 )  # settings that may change without changing a run's weights
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def check_text(self) -> "Settings":
-        for key, value in self:
-            for text in value if isinstance(value, tuple) else [value]:
-                if isinstance(text, str) and re.search("[\ud800-\udfff]", text):
-                    raise ValueError(f"{key}: {text!a} holds half a character: retype it")
-        return self
 
 
 class Competition(Settings):
@@ -99,40 +87,121 @@ def to_names(value: Any) -> Any:
     return (value,) if isinstance(value, str) and value else value
 
 
-Runs = Annotated[tuple[str, ...], BeforeValidator(to_names), Field(strict=False)]  # names of runs
+Names = (BeforeValidator(to_names), Field(strict=False))
+Runs = Annotated[tuple[str, ...], *Names]  # names of runs
+Mixings = Annotated[tuple[Literal["mixup", "cutmix", "ricap"], ...], *Names]
+Losses = Annotated[tuple[Literal[LOSS_NAMES], ...], *Names, Field(min_length=1)]
+Size = Annotated[int, Field(ge=8, le=4096)]  # pixels
+Epoch = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Config(Settings):
-    """One experiment; configs/<name>.yaml holds only what differs from these defaults."""
+    """One experiment; configs/<name>.yaml holds only what differs from these defaults. See docs/recipes.md."""
 
     seed: int = Field(42, ge=0)  # order, augmentation and initial weights follow from it
     limit: int = Field(0, ge=0)  # rows of folds.csv to use, for a trial run; 0: all
 
     # Model
-    backbone: str = "resnet18"  # any name of timm.list_models()
+    backbone: str = "resnet18"  # any name of timm.list_models(), or torchvision/<name>
     pretrained: bool = True  # download ImageNet weights (needs a network once)
-    pretrained_path: str = ""  # local weights in timm's names (.safetensors or .pth) instead of a download
+    pretrained_path: str = ""  # local weights in the library's names (.safetensors or .pth) instead of a download
+    pooling: Literal["default", "avg", "max", "avg_max", "concat", "gem", "spp"] = "default"  # default: the backbone's
+    neck: Literal["none", "bnneck"] = "none"  # between pooled features and head
+    head: Literal["linear", "arcface", "subcenter_arcface", "cosface", "ordinal"] = "linear"
+    arcface_margin: float = Field(0.5, ge=0, lt=1.5)  # radians
+    cosface_margin: float = Field(0.35, ge=0, lt=1)  # of the cosine
+    margin_scale: float = Field(30.0, ge=0)  # that multiplies the cosines; 0: grows with the log of the classes
+    margin_power: float = Field(0.0, ge=0, le=1)  # margins go with (rows of the class)^-power; 0: alike; usual 0.25
+    num_subcenters: int = Field(3, ge=2, le=20)  # of each class, for subcenter_arcface
     drop_rate: float = Field(0.0, ge=0, lt=1)  # dropout before the head
+    drop_path_rate: float = Field(0.0, ge=0, lt=1)  # residual blocks left out at random: of the last one, others less
+    multi_sample_dropout: int = Field(0, ge=0, le=64)  # masks of drop_rate whose logits are averaged; 0: one; usual 5
+    norm: Literal["default", "group", "ibn"] = "default"  # in place of BatchNorm; ibn: half InstanceNorm, early blocks
+    zero_gamma: Literal["default", "on", "off"] = "default"  # residual blocks start as the identity; default: timm's
+    prior_bias: bool = False  # the head starts at the classes' shares of the training rows
 
     # Input
     image_size: int = Field(224, ge=8, le=4096)  # pixels, square
-    augment: Literal["none", "light", "medium", "heavy"] = "light"  # see kfold/data/augment.py
+    multi_scale: Annotated[tuple[Size, ...], Field(strict=False)] = ()  # sizes of training, one drawn for each batch
+    progressive: Annotated[tuple[Size, ...], Field(strict=False)] = ()  # sizes of training, for equal stretches of it
+    center_crop: float = Field(1.0, gt=0.5, le=1)  # share of the side that validation and test images keep
+    input_statistics: Literal["backbone", "dataset"] = "backbone"  # mean and standard deviation of pixels
+
+    # Augmentation; see kfold/data/augment.py
+    augment: Literal[
+        "none", "light", "medium", "heavy", "autoaugment", "randaugment", "trivialaugment"
+    ] = "light"  # fmt: skip
     hflip: bool = True  # random mirror left-right; false where it changes the label (digits, text)
     vflip: bool = False  # random mirror up-down
     rotate90: bool = False  # random quarter turns (microscopy, satellite)
+    crop_scale: float = Field(0.0, ge=0, le=1)  # least share of the area in a random crop; 0: as `augment` says
+    color_jitter: float = Field(0.0, ge=0, le=1)  # strength; 0: as `augment` says
+    fancy_pca: float = Field(0.0, ge=0, le=1)  # probability
+    cutout: float = Field(0.0, ge=0, le=1)  # probability of a square hole in grey
+    random_erasing: float = Field(0.0, ge=0, le=1)  # probability of a rectangle of noise
+    mixing: Mixings = ()  # of mixup, cutmix, ricap; with several, one is drawn for each batch
+    mixing_probability: float = Field(1.0, gt=0, le=1)  # of a batch to be mixed
+    mixup_alpha: float = Field(0.2, gt=0)  # shares are drawn from Beta(alpha, alpha)
+    cutmix_alpha: float = Field(1.0, gt=0)
+    ricap_beta: float = Field(0.3, gt=0)
+    plain_epochs: int = Field(0, ge=0)  # last epochs, with light augmentation and no mixing
+
+    # Rows
+    sampler: Literal["shuffled", "balanced", "square_root"] = "shuffled"  # balanced: classes alike often
+    clean_labels: float = Field(0.0, ge=0, lt=0.5)  # share of training rows left out, by doubt
+    clean_labels_from: Runs = ()  # runs whose model of the same fold judges the labels
+
+    # Loss
+    loss: Losses = ("auto",)  # one or several, added; auto: by task
+    loss_weights: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # of several losses; empty: 1 each
+    label_smoothing: float = Field(0.0, ge=0, lt=1)  # share of the label that goes to all classes alike; usual 0.1
+    class_weights: Literal["none", "inverse_log", "effective_number"] = "none"  # of the loss, by rows of the class
+    effective_beta: float = Field(0.999, ge=0, lt=1)  # of effective_number; 0: all alike
+    focal_gamma: float = Field(2.0, ge=0)  # 0: no focus
+    asymmetric_gamma_positive: float = Field(1.0, ge=0)
+    asymmetric_gamma_negative: float = Field(4.0, ge=0)
+    asymmetric_clip: float = Field(0.05, ge=0, lt=1)  # probability below which a negative costs nothing
+    fbeta: float = Field(1.0, gt=0)  # of soft_fbeta: how much recall counts against precision
+    ohem_share: float = Field(1.0, gt=0, le=1)  # of a batch, its hardest rows, that the loss is of; 1: all; usual 0.7
+    flooding: float = Field(0.0, ge=0)  # level that the training loss is kept around; 0: off
+    triplet_weight: float = Field(0.0, ge=0)  # of the batch-hard triplet loss on features; 0: off
+    triplet_margin: float = Field(0.3, ge=0)  # Euclidean distance
+    center_weight: float = Field(0.0, ge=0)  # of the center loss on features; 0: off; usual 0.0005
+    l1_penalty: float = Field(0.0, ge=0)  # on the sum of absolute weights; with weight_decay: elastic net
 
     # Optimisation
     epochs: int = Field(10, ge=1, le=100_000)
     batch_size: int = Field(32, ge=2, le=100_000)  # images a step
     accumulate: int = Field(1, ge=1)  # parts that a batch is split into, to need less memory; 2 images a part at least
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Literal[
+        "adam", "adamw", "sgd", "sgd_nesterov", "nadam", "radam", "rmsprop", "lamb", "lars", "novograd", "adafactor",
+        "adabelief", "adabound", "adan", "lion", "madgrad",
+    ] = "adam"  # fmt: skip
     lr: float = Field(3e-4, gt=0)  # peak learning rate
+    scale_lr: bool = False  # true: lr is for 256 images a step, and is multiplied by batch_size / 256
+    backbone_lr: float = Field(1.0, gt=0, le=1)  # factor on lr for everything but the head; usual 0.1
+    layer_decay: float = Field(1.0, gt=0, le=1)  # factor on lr from each layer to the one before; usual 0.65 to 0.9
+    freeze_epochs: int = Field(0, ge=0)  # first epochs, which train the head alone
+    freeze_stages: int = Field(0, ge=0, le=100)  # first stages of the backbone, never trained
+    freeze_batch_norm: bool = False  # keep the statistics of the pretrained BatchNorm
     weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["cosine", "cosine_cycles", "constant"] = "cosine"
-    num_cycles: int = Field(1, ge=1)  # of cosine_cycles, equally long; each ends in a snapshot<n>.safetensors
-    min_lr: float = Field(1e-6, ge=0)  # where a cosine ends
+    decay_all: bool = False  # true: weight decay of biases and norms, too
+    clip_grad: float = Field(0.0, ge=0)  # longest gradient (its norm over all weights); 0: off; usual 1
+    schedule: Literal[
+        "cosine", "cosine_cycles", "one_cycle", "step", "plateau", "polynomial", "exponential", "inverse_time",
+        "constant",
+    ] = "cosine"  # fmt: skip
     warmup_epochs: float = Field(1.0, ge=0)  # linear; may be a fraction; at most half of the run
-    loss: Literal["auto", "cross_entropy", "binary_cross_entropy", "mse", "smooth_l1"] = "auto"  # auto: by task
+    min_lr: float = Field(1e-6, ge=0)  # where a schedule ends, or stops falling
+    num_cycles: int = Field(1, ge=1)  # of cosine_cycles, equally long; each ends in a snapshot<n>.safetensors
+    step_epochs: Annotated[tuple[Epoch, ...], Field(strict=False)] = ()  # of step: epochs after which lr falls
+    step_factor: float = Field(0.1, gt=0, lt=1)
+    plateau_patience: int = Field(4, ge=0)  # epochs without a smaller training loss, after which lr falls
+    plateau_factor: float = Field(0.1, gt=0, lt=1)
+    polynomial_power: float = Field(0.9, gt=0)
+    decay_rate: float = Field(0.1, gt=0)  # r an epoch e; exponential: exp(-r e); inverse_time: 1 / (1 + r e)
+    early_stopping: int = Field(0, ge=0)  # epochs without a better score that end a fold; 0: off; optimistic
     select: Literal["last", "best", "ema", "swa", "snapshots"] = (
         "last"  # weights to predict with; best is optimistic: chosen on the validation fold
     )
@@ -172,93 +241,9 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def check_choices(self) -> "Config":
-        if self.pretrained_path and not self.pretrained:
-            raise ValueError("pretrained_path is given but pretrained is false: drop one of them")
-        if self.accumulate > self.batch_size // 2:
-            raise ValueError(
-                f"accumulate={self.accumulate} leaves fewer than 2 images a part of batch_size={self.batch_size}"
-            )
-        if self.num_cycles > 1 and self.schedule != "cosine_cycles":
-            raise ValueError(f"num_cycles={self.num_cycles} needs schedule=cosine_cycles, not {self.schedule}")
-        if self.num_cycles > self.epochs:
-            raise ValueError(f"num_cycles={self.num_cycles}: more cycles than epochs ({self.epochs})")
-        if self.min_lr > self.lr:
-            raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}")
-        if self.swa_from_epoch > self.epochs:
-            raise ValueError(f"swa_from_epoch={self.swa_from_epoch} comes after the last epoch ({self.epochs})")
-        for kind, is_made, remedy in (
-            ("ema", self.ema_decay, "ema_decay=0.999"),
-            ("swa", self.swa_from_epoch, "swa_from_epoch=<epoch>"),
-            ("snapshots", self.schedule == "cosine_cycles", "schedule=cosine_cycles"),
-        ):
-            if self.select == kind and not is_made:
-                raise ValueError(f"select={kind} needs {remedy}")
-        for key in ("pseudo_from", "distill_from"):
-            runs = getattr(self, key)
-            for run in runs:
-                if not re.fullmatch(RUN_NAME, run):
-                    raise ValueError(f"{key}: '{run}' is no name of a run")
-                if runs.count(run) > 1:
-                    raise ValueError(f"{key}: {run} is named twice")
-        if self.consistency_weight and not self.ema_decay:
-            raise ValueError("consistency_weight needs ema_decay: its teacher is the moving average")
-        if self.cooldown_epochs and not self.pseudo_from:
-            raise ValueError("cooldown_epochs needs pseudo-labels (pseudo_from): without them every epoch is real")
-        if self.cooldown_epochs >= self.epochs:
-            raise ValueError(f"cooldown_epochs={self.cooldown_epochs} must be fewer than epochs={self.epochs}")
+        if problems := contradictions(self):
+            raise Contradictions(problems)
         return self
-
-
-class StrictLoader(yaml.SafeLoader):
-    """YAML without surprises: `1e-3` is a number, `no` and `010` and `12:30` are text, a key given twice is refused.
-
-    So are anchors, aliases and tags: ten lines of aliases can stand for more text than a computer can hold.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
-        if event.anchor or getattr(event, "tag", None):
-            raise yaml.composer.ComposerError(
-                None, None, "a value that starts with & * or ! goes into quotes", event.start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                continue  # refused below
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-StrictLoader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("null", r"~|null|", ["~", "n", ""]),
-    ("bool", r"true|false", list("tf")),
-    ("int", r"[-+]?(0|[1-9][0-9_]{0,30})", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan",
-        list("-+.0123456789"),
-    ),
-):
-    StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
-
-
-class StrictDumper(yaml.SafeDumper):
-    """Quotes exactly the text that StrictLoader would read as something else."""
-
-    yaml_implicit_resolvers = StrictLoader.yaml_implicit_resolvers
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True  # StrictLoader refuses them
-
-
-SettingsType = TypeVar("SettingsType", bound=Settings)
 
 
 def load_competition(path: Path) -> Competition:
@@ -272,105 +257,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return build_settings(Config, values, f"{path.parent.name}/{path.name}" + (" + overrides" if overrides else ""))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The top-level keys of a YAML file. Raises UserError naming file and line."""
-    try:
-        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-            raise UserError(f"{path}: is a folder or a device: put a readable file there")
-        values = parse_yaml(path.read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, NotADirectoryError):
-        others = sorted(other.stem for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f"there are: {', '.join(others)}" if others else "mend the name or the folder"
-        raise UserError(f"{path}: no such file: {hint}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): put a readable file there") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from None
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold `key: value` lines, not a {type(values).__name__}")
-    return values
-
-
-def parse_yaml(text: str) -> Any:
-    """The values of a YAML text. Raises ValueError with one line: what is wrong, and where."""
-    if len(text) > LONGEST_YAML:
-        raise ValueError(f"{len(text):,} characters, settings have at most {LONGEST_YAML:,}: shorten it")
-    try:
-        return yaml.load(text, StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(describe_yaml(error, text)) from None
-
-
-def describe_yaml(error: Exception, text: str) -> str:
-    """`line 3: not valid YAML: ...`, on one line, for what loading `text` raised."""
-    if isinstance(error, yaml.reader.ReaderError):
-        line = text.count("\n", 0, error.position) + 1
-        return f"line {line}: not valid YAML: holds the character {chr(error.character)!a}: delete it"
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        start = f"{error.context}, which starts on line {error.context_mark.line + 1}: " if error.context_mark else ""
-        line = f"line {error.problem_mark.line + 1}"
-        return f"{line}: not valid YAML: {start}{error.problem}: a line is `key: value`, text with signs goes in quotes"
-    if isinstance(error, RecursionError):
-        return "not valid YAML: brackets within brackets without end: close them"
-    return f"not valid YAML: {' '.join(str(error).split())[:300]}"
-
-
-def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """`["lr=1e-3", "epochs=3"]` -> `{"lr": 0.001, "epochs": 3}`, values read as in the YAML files."""
-    values: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not key:
-            raise UserError(f"'{word}': an override is written key=value, for example lr=1e-3")
-        if key in values:
-            raise UserError(f"'{word}': {key} is given twice")
-        try:
-            values[key] = parse_yaml(text)
-        except ValueError as error:
-            raise UserError(f"'{word[:100]}': cannot read the value: {error}") from None
-        if values[key] is None:
-            values[key] = ""  # `pretrained_path=` empties a text
-    return values
-
-
-def build_settings(kind: type[SettingsType], values: dict[str, Any], source: str) -> SettingsType:
-    """Validate values into a settings object. Raises UserError with one line per problem, all at once."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise UserError([describe_problem(kind, source, problem) for problem in error.errors()]) from None
-
-
-def describe_problem(kind: type[Settings], source: str, problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])[:100]
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(kind.model_fields)}"
-        return f"{source}: unknown key '{key}': {hint}"
-    if problem["type"] == "missing":
-        return f"{source}: '{key}' is missing: add a line `{key}: ...`"
-    if problem["type"] == "value_error":
-        return f"{source}: {problem['ctx']['error']}"
-    said = problem["msg"][0].lower() + problem["msg"][1:].replace("tuple", "list")
-    return f"{source}: {key}: {said}, not {reprlib.repr(problem['input'])}"
-
-
-def settings_to_yaml(settings: Settings) -> str:
-    """All values as YAML that `read_yaml` reads back."""
-    return yaml.dump(settings.model_dump(mode="json"), Dumper=StrictDumper, sort_keys=False, allow_unicode=True)
-
-
 def settings_hash(settings: Settings) -> str:
     """sha256 (hex) of all values that the trained weights depend on, without those of NOT_TRAINED."""
     values = {key: value for key, value in settings.model_dump(mode="json").items() if key not in NOT_TRAINED}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def difference(settings: Settings, other: Settings, but: Sequence[str] = ()) -> str:
-    """`lr=0.001 epochs=3`: what `settings` has otherwise than `other`, leaving out the keys `but`; empty when equal."""
-    mine, theirs = settings.model_dump(mode="json"), other.model_dump(mode="json")
-    return " ".join(f"{key}={mine[key]}" for key in mine if mine[key] != theirs[key] and key not in but)

@@ -23,8 +23,9 @@ from kfold.predictions import Predictions, write_predictions
 from kfold.report.spreadsheet import to_spreadsheet
 from kfold.seeds import seed_of
 from kfold.training.averaging import refresh_batch_norm
-from kfold.training.loop import Recipe, predict_logits, same, to_target_units
+from kfold.training.loop import Recipe
 from kfold.training.precision import Precision
+from kfold.training.predicting import predict_logits, same, to_target_units
 from kfold.training.state import Training
 
 

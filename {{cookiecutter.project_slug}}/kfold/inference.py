@@ -22,8 +22,8 @@ from kfold.ensemble.tta import make_views
 from kfold.errors import UserError
 from kfold.metrics import Metric
 from kfold.model.weights import load_model
-from kfold.training.loop import predict_logits, to_target_units
 from kfold.training.precision import choose_device, choose_precision
+from kfold.training.predicting import predict_logits, to_target_units
 
 Shares = Mapping[str, float]  # weights files of a fold and their shares in the mean of probabilities
 
@@ -119,7 +119,7 @@ def predict_images(
             f"{folder}: trained for other targets than competition.yaml and train.csv now give: train again"
         )
     device = choose_device()
-    views = make_views(view, card.image_size, bool(model.pretrained_cfg.get("fixed_input_size")))
+    views = make_views(view, card.image_size, bool(model.backbone.pretrained_cfg.get("fixed_input_size")))
     image_dir = job.workspace.data_path(job.facts, image_dir_name)
     paths, refused = image_paths(image_dir, ids, job.facts.image_suffix)
     if refused and unreadable is None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from kfold import artifacts
 from kfold.artifacts import Workspace
-from kfold.config import Task, read_yaml
+from kfold.config import Task
 from kfold.data.folds import Folds
 from kfold.data.targets import Targets
 from kfold.ensemble.tuning import Tuned, read_tuned
@@ -17,6 +17,7 @@ from kfold.intervals import paired_difference, simplest_within_noise, verdict
 from kfold.metrics import Metric
 from kfold.predictions import Predictions
 from kfold.seals import refuse_broken_seal
+from kfold.strict_yaml import read_yaml
 
 OPTIMISM = "its score is optimistic, its epochs were chosen on these rows (predict.py --weights last does not)"
 

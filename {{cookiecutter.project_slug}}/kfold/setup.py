@@ -31,10 +31,11 @@ from kfold.stopping import Stop
 from kfold.training.averaging import make_ema, make_swa
 from kfold.training.loop import Recipe
 from kfold.training.losses import choose_loss
-from kfold.training.objectives import Term, consistency, distillation, endless_pairs
+from kfold.training.objective import Objective
 from kfold.training.precision import Precision
 from kfold.training.saver import Saver
 from kfold.training.state import Averages, Training
+from kfold.training.terms import Term, consistency, distillation, endless_pairs
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def make_card(
     model: torch.nn.Module, config: Config, task: str, names: tuple[str, ...], values: np.ndarray
 ) -> ModelCard:
     """What predict.py must know of the model; offset and scale standardise regression targets by the training rows."""
-    mean, std = input_statistics(model)
+    mean, std = input_statistics(model.backbone)
     offset, scale = np.zeros(len(names)), np.ones(len(names))
     if task == "regression":
         offset, scale = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-6)
@@ -145,7 +146,12 @@ def make_card(
     )
 
 
-def make_recipe(config: Config, number: int, has_teachers: bool) -> Recipe:
+def make_objective(config: Config, task: str, terms: Sequence[Term], has_teachers: bool) -> Objective:
+    label_weight = 1 - config.distill_weight if has_teachers else 1.0
+    return Objective(choose_loss(config.loss[0], task), label_weight, terms)
+
+
+def make_recipe(config: Config, number: int) -> Recipe:
     return Recipe(
         config.epochs,
         config.lr,
@@ -155,7 +161,6 @@ def make_recipe(config: Config, number: int, has_teachers: bool) -> Recipe:
         config.warmup_epochs,
         config.seed,
         number,
-        label_weight=1 - config.distill_weight if has_teachers else 1.0,
     )
 
 
@@ -256,7 +261,7 @@ def make_terms(
     if teachers:
         refuse_other_outputs(teachers, card)
         models = [model for teacher in teachers.values() for model in teacher.models]
-        loss = choose_loss(config.loss, card.task)
+        loss = choose_loss(config.loss[0], card.task)
         weight, temperature = config.distill_weight, config.distill_temperature
         terms.append(distillation(models, card, loss, temperature, weight, device, precision))
     if config.consistency_weight:

@@ -12,7 +12,7 @@ import numpy as np
 
 from kfold import artifacts
 from kfold.artifacts import ALL_DATA, Workspace
-from kfold.config import Settings, build_settings, load_config, read_yaml
+from kfold.config import load_config
 from kfold.data.tables import shorten
 from kfold.ensemble.pseudo_files import read_stamped
 from kfold.ensemble.pseudo_rounds import Data
@@ -23,6 +23,8 @@ from kfold.ledger import check_ledger, read_ledger
 from kfold.predictions import Predictions
 from kfold.runs import refuse_stale_stack
 from kfold.seals import FILE_NAME, check_seals
+from kfold.settings import Settings, build_settings
+from kfold.strict_yaml import read_yaml
 from kfold.verify_fold import (
     MANIFEST,
     Found,

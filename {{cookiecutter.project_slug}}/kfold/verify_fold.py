@@ -9,7 +9,7 @@ import numpy as np
 
 from kfold import artifacts
 from kfold.artifacts import ALL_DATA, Workspace
-from kfold.config import Config, Settings, settings_hash
+from kfold.config import Config, settings_hash
 from kfold.ensemble.pseudo_files import read_stamped
 from kfold.ensemble.pseudo_rounds import Data
 from kfold.errors import UserError
@@ -17,6 +17,7 @@ from kfold.intervals import FoldScores
 from kfold.model.weights import load_model
 from kfold.predictions import Predictions, ids_sha256, read_predictions
 from kfold.seals import FILE_NAME, check_seals
+from kfold.settings import Settings
 
 MANIFEST = "manifest.json"
 TOLERANCE = 2e-5  # the ledger has six digits of a score, and five after the point of a fold's

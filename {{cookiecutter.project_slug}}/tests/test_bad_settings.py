@@ -2,8 +2,9 @@
 
 import pytest
 
-from kfold.config import Config, build_settings, load_competition, load_config, settings_to_yaml
+from kfold.config import Config, load_competition, load_config
 from kfold.errors import UserError
+from kfold.settings import build_settings, settings_to_yaml
 
 FACTS = "project_name: x\ntask: multiclass\ntarget_columns: [label]\n"
 BOMB = "a: &a [x, x]\n" + "".join(
@@ -93,7 +94,7 @@ CONFIG_CASES = {
     "yes for true": (["hflip=yes"], ("hflip: input should be a valid boolean, not 'yes'",)),
     "1 for true": (["hflip=1"], ("hflip: ", "not 1")),
     "True for true": (["hflip=True"], ("hflip: ", "not 'True'")),
-    "unknown optimizer": (["optimizer=lion"], ("optimizer: ", "'adamw'", "not 'lion'")),
+    "unknown optimizer": (["optimizer=adm"], ("optimizer: ", "'adamw'", "not 'adm'")),
     "unknown views": (["tta=flip"], ("tta: ", "not 'flip'")),
     "more cycles than epochs": (["schedule=cosine_cycles", "num_cycles=30"], ("num_cycles=30: more cycles than",)),
     "cycles without their schedule": (["num_cycles=2"], ("num_cycles=2 needs schedule=cosine_cycles",)),
@@ -106,7 +107,7 @@ CONFIG_CASES = {
         ["pretrained=false", "pretrained_path=x.pth"],
         ("pretrained_path is given but pretrained",),
     ),
-    "consistency without a teacher": (["consistency_weight=1"], ("consistency_weight needs ema_decay",)),
+    "consistency without a teacher": (["consistency_weight=1"], ("consistency_weight=1.0 needs ema_decay",)),
     "value of many letters": (["lr=" + "x" * 10_000], ("lr: ", "not 'xxxxxxxxxxxx...xxxx")),
 }
 

@@ -7,20 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kfold.config import (
-    Competition,
-    Config,
-    Settings,
-    build_settings,
-    difference,
-    load_competition,
-    load_config,
-    parse_overrides,
-    read_yaml,
-    settings_hash,
-    settings_to_yaml,
-)
+from kfold.config import Competition, Config, load_competition, load_config, settings_hash
 from kfold.errors import UserError
+from kfold.settings import Settings, build_settings, difference, parse_overrides, settings_to_yaml
+from kfold.strict_yaml import read_yaml
 
 FACTS = {"project_name": "x", "task": "multiclass", "target_columns": ["label"]}
 

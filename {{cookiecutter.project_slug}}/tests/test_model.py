@@ -50,8 +50,10 @@ def test_logits_have_one_column_per_output_at_any_configured_size(backbone):
 def test_local_weights_fill_the_backbone_and_leave_the_head_fresh(local_weights):
     model = build_model("test_resnet", 3, 32, pretrained=True, pretrained_path=str(local_weights))
     stored = load_file(local_weights)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, stored[name]) != name.startswith("fc."), name
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, stored[name]), name
+    assert 0 < model.head.weight.std() < 0.02
+    assert model.head.bias.abs().sum() == 0
 
 
 def test_a_transformers_positions_are_resampled_from_local_weights(tmp_path):

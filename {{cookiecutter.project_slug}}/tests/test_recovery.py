@@ -19,11 +19,15 @@ from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
 from kfold.errors import UserError
 from kfold.model.weights import ModelCard
 from kfold.training.averaging import make_ema
-from kfold.training.loop import MAX_SKIPPED_IN_ROW, Recipe, fit, forward_views, same, split_rows
+from kfold.training.loop import Recipe, fit
 from kfold.training.losses import choose_loss
+from kfold.training.memory import split_rows
+from kfold.training.objective import Objective
 from kfold.training.optimizers import make_optimizer
 from kfold.training.precision import Precision
+from kfold.training.predicting import forward_views, same
 from kfold.training.state import Averages, Training
+from kfold.training.step import MAX_SKIPPED_IN_ROW
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision(torch.float32, "test")
@@ -43,12 +47,16 @@ class Colours(nn.Module):
         self.poisoned = []  # calls, counted from 1, whose output is NaN
         self.calls = 0
 
-    def forward(self, images):
+    def forward(self, images, with_features=False):
         if len(images) > self.most_images:
             raise torch.OutOfMemoryError(f"no room for {len(images)}")
         self.calls += 1
-        outputs = self.head(self.norm(images.mean(dim=(2, 3))))
-        return outputs * float("nan") if self.calls in self.poisoned else outputs
+        features = self.norm(images.mean(dim=(2, 3)))
+        logits = self.change(self.head(features))
+        return (logits, features) if with_features else logits
+
+    def change(self, logits):
+        return logits * float("nan") if self.calls in self.poisoned else logits
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +78,8 @@ def run(training, image_paths, epochs=2, loss_name="auto", weights=None, targets
     batches = make_loader(images, EpochOrder(24, 8, True), 0, CPU)
     card = ModelCard("test", 8, "multiclass", NAMES, HALF, HALF, (0.0,) * 3, (1.0,) * 3)
     recipe = Recipe(epochs, 0.01, 0.0, "constant", 1, 0.0, 0, 0)
-    loss = choose_loss(loss_name, "multiclass")
-    return list(fit(training, card, loss, batches, None, lambda predictions: 0.0, recipe, CPU, FLOAT32))
+    objective = Objective(choose_loss(loss_name, "multiclass"))
+    return list(fit(training, card, objective, batches, None, lambda predictions: 0.0, recipe, CPU, FLOAT32))
 
 
 def largest_difference(first, second):
@@ -120,8 +128,8 @@ def test_a_full_memory_halves_the_parts_until_they_fit_and_trains_the_same(image
 
 def test_a_second_try_draws_the_same_dropout_as_a_first_one_would(image_paths):
     class Dropping(Colours):
-        def forward(self, images):
-            return nn.functional.dropout(super().forward(images), 0.5, self.training)
+        def change(self, logits):
+            return nn.functional.dropout(logits, 0.5, self.training)
 
     split, full = Dropping(), Dropping()
     run(make_training(split, accumulate=2), image_paths)
@@ -235,9 +243,9 @@ def test_a_batch_without_a_finite_loss_is_skipped_counted_and_leaves_no_trace(im
 
 def test_a_loss_that_is_finite_with_a_gradient_that_is_not_is_skipped(image_paths):
     class Root(Colours):
-        def forward(self, images):
+        def change(self, logits):
             zero = (self.head.weight - self.head.weight.detach()).sum()
-            return super().forward(images) + (zero.abs().sqrt() if self.calls == 1 else 0)  # sqrt has no slope at 0
+            return logits + (zero.abs().sqrt() if self.calls == 1 else 0)  # sqrt has no slope at 0
 
     model = Root()
     log = run(make_training(model), image_paths)
@@ -269,7 +277,7 @@ def test_the_ids_of_skipped_batches_are_saved(tmp_path, monkeypatch):
 
     def build_broken(*arguments):
         model = build(*arguments)
-        model.register_forward_hook(lambda module, inputs, output: output * float("inf") if module.training else None)
+        model.head.register_forward_hook(lambda head, inputs, output: output * float("inf") if head.training else None)
         return model
 
     monkeypatch.setattr(train, "make_model", build_broken)
@@ -284,8 +292,8 @@ def test_the_ids_of_skipped_batches_are_saved(tmp_path, monkeypatch):
 
 def test_float16_overflows_lower_the_scale_and_name_no_ids(image_paths):
     class Steep(Colours):
-        def forward(self, images):
-            return 16 * super().forward(images)
+        def change(self, logits):
+            return 16 * logits
 
     training = make_training(Steep())
     training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, enabled=True)

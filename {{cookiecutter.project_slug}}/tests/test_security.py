@@ -27,11 +27,13 @@ import make_folds
 import predict
 import submit
 import train
-from kfold.config import LONGEST_YAML, Config, load_config, parse_overrides, read_yaml, settings_to_yaml
+from kfold.config import Config, load_config
 from kfold.errors import UserError
 from kfold.model.build import build_model
 from kfold.model.weights import load_model
 from kfold.report.pictures import importance_picture
+from kfold.settings import parse_overrides, settings_to_yaml
+from kfold.strict_yaml import LONGEST_YAML, read_yaml
 
 # Weights
 

@@ -10,10 +10,12 @@ from kfold.data.loader import Batch, EpochOrder, Images, make_loader
 from kfold.errors import UserError
 from kfold.model.weights import ModelCard
 from kfold.seeds import seed_of
-from kfold.training.loop import Recipe, fit, predict_logits, same, standardized, to_target_units
+from kfold.training.loop import Recipe, fit
 from kfold.training.losses import LOSSES_OF_TASK, choose_loss, to_probabilities, weighted_mean
+from kfold.training.objective import Objective
 from kfold.training.optimizers import OPTIMIZERS, make_optimizer
 from kfold.training.precision import Precision, choose_precision
+from kfold.training.predicting import predict_logits, same, standardized, to_target_units
 from kfold.training.schedules import SCHEDULES, cycle_ends, learning_rate
 from kfold.training.state import Training
 
@@ -160,8 +162,10 @@ class Brightness(nn.Module):
         self.head = nn.Linear(3, num_outputs)
         self.drop = nn.Dropout(0.1)
 
-    def forward(self, images):
-        return self.drop(self.head(images.mean((2, 3))))
+    def forward(self, images, with_features=False):
+        features = images.mean((2, 3))
+        logits = self.drop(self.head(features))
+        return (logits, features) if with_features else logits
 
 
 @pytest.fixture(scope="module")
@@ -184,14 +188,14 @@ def run_fit(paths, task, targets, epochs=6, seed=0, offset=0.0, scale=1.0, befor
     card = make_card(task, targets.shape[1], offset, scale)
     optimizer = make_optimizer("adam", model, 0.1, 0.0)
     recipe = Recipe(epochs, 0.1, 0.0, "cosine", 1, 1.0, seed, 0)
-    loss, seen = choose_loss("auto", task), []
+    objective, seen = Objective(choose_loss("auto", task)), []
 
     def score(predictions):
         seen.append(predictions)
         return float(predictions.mean())
 
     training = Training(model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
-    results = list(fit(training, card, loss, train, valid if validate else None, score, recipe, CPU, FLOAT32))
+    results = list(fit(training, card, objective, train, valid if validate else None, score, recipe, CPU, FLOAT32))
     return model, results, seen
 
 

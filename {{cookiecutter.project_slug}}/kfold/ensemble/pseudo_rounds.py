@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kfold.artifacts import ALL_DATA, Workspace, read_manifest, read_trusted, register_run, verify_files
-from kfold.config import NOT_TRAINED, Competition, Config, difference, load_config, settings_hash
+from kfold.config import NOT_TRAINED, Competition, Config, load_config, settings_hash
 from kfold.data.folds import Folds
 from kfold.data.targets import Targets
 from kfold.ensemble.pseudo import PseudoRows, label_rows, rows_per_class
@@ -17,6 +17,7 @@ from kfold.intervals import is_gain, paired_difference
 from kfold.metrics import Metric
 from kfold.runs import by_name, read_oof_values
 from kfold.seals import refuse_broken_seal, remove_sealed, write_sealed
+from kfold.settings import difference
 
 MOST_CLASSES = 20  # lines of the table
 

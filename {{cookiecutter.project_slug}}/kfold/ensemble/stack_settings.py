@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kfold.config import Settings
+from kfold.settings import Settings
 
 
 class StackSettings(Settings):

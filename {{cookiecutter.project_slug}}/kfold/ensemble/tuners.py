@@ -12,8 +12,9 @@ from pydantic import Field, model_validator
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit, softmax
 
-from kfold.config import Settings, Task
+from kfold.config import Task
 from kfold.metrics import THRESHOLD, Metric, decide
+from kfold.settings import Settings
 
 NUM_CANDIDATES = 24  # values that are tried for one threshold or cut
 NUM_PASSES = 4  # over all thresholds or cuts, at most

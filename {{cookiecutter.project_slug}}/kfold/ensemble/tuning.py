@@ -11,12 +11,13 @@ import numpy as np
 from pydantic import ValidationError, model_validator
 from tqdm import tqdm
 
-from kfold.config import Settings, Task, describe_problem
+from kfold.config import Task
 from kfold.ensemble.tuners import TUNERS, Tuning
 from kfold.errors import UserError
 from kfold.intervals import is_gain, paired_difference
 from kfold.metrics import Metric
 from kfold.seeds import seed_of
+from kfold.settings import Settings, describe_problem
 
 # A fit looks at so many cells, and at so many rows at least. On one core one takes 1 s, or 10 s for an F1 of all labels
 # together: 20 thresholds are then tried 24 times each, some passes long.
@@ -132,5 +133,5 @@ def read_tuned(text: str, source: str) -> Tuned:
     try:
         return Tuned.model_validate_json(text)
     except ValidationError as error:
-        problems = [describe_problem(Tuned, source, problem) for problem in error.errors()]
+        problems = [line for problem in error.errors() for line in describe_problem(Tuned, source, problem)]
         raise UserError(f"{'; '.join(problems)}: run stack.py --overwrite again") from None

@@ -12,6 +12,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from kfold.errors import UserError
+from kfold.model.network import Network
 
 DERIVED = ("num_batches_tracked", "relative_position_index", "attn_mask")  # buffers that a model makes by itself
 
@@ -23,16 +24,17 @@ def build_model(
     drop_rate: float = 0.0,
     pretrained: bool = False,
     pretrained_path: str = "",
-) -> nn.Module:
+) -> Network:
     """A model (B, 3, image_size, image_size) float -> logits (B, num_outputs).
 
     `pretrained` downloads timm's weights unless `pretrained_path` names a local file in timm's names. Raises UserError
     for an unknown backbone, for weights that cannot be had, and for a file that does not fill the whole backbone.
     """
     refuse_unknown_backbone(backbone)
-    model = build_backbone(backbone, num_outputs, image_size, drop_rate, pretrained, pretrained_path)
-    quiet_head(model)
-    return model
+    features = build_backbone(backbone, image_size, pretrained, pretrained_path)
+    head = nn.Linear(features.head_hidden_size, num_outputs)
+    quiet_head(head)
+    return Network(features, head, drop_rate)
 
 
 def refuse_unknown_backbone(backbone: str) -> None:
@@ -42,21 +44,15 @@ def refuse_unknown_backbone(backbone: str) -> None:
         raise UserError(f"backbone '{backbone}': timm {timm.__version__} has none of that name; {hint}")
 
 
-def quiet_head(model: nn.Module) -> None:
-    """Small weights and zero biases, so that the first steps do not shake pretrained features.
-
-    timm draws EfficientNet's heads from +-1/sqrt(num_outputs): with 6 classes the first epoch's loss was 3.5, not 1.7.
-    """
-    for module in model.get_classifier().modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
-            nn.init.zeros_(module.bias)
+def quiet_head(head: nn.Linear) -> None:
+    """Small weights and zero biases, so that the first steps do not shake pretrained features."""
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
 
 
-def build_backbone(
-    backbone: str, num_outputs: int, image_size: int, drop_rate: float, pretrained: bool, pretrained_path: str
-) -> nn.Module:
-    options: dict = {"num_classes": num_outputs, "drop_rate": drop_rate}
+def build_backbone(backbone: str, image_size: int, pretrained: bool, pretrained_path: str) -> nn.Module:
+    """timm's model without its classifier: images (B, 3, S, S) -> features (B, head_hidden_size)."""
+    options: dict = {"num_classes": 0}
     if has_fixed_input(backbone):
         options["img_size"] = image_size  # transformers: position embeddings are resampled to it
     if pretrained_path:
@@ -142,7 +138,7 @@ def refuse_unfit_weights(backbone: str, pretrained_path: str) -> None:
             )
 
 
-def input_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def input_statistics(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The mean and standard deviation (0..1, per RGB channel) that the backbone was made for."""
-    data_config = resolve_model_data_config(model)
+    data_config = resolve_model_data_config(backbone)
     return data_config["mean"], data_config["std"]

@@ -1,5 +1,5 @@
 """Training, in the order of use.
 
-precision, losses, optimizers, schedules; averaging: EMA and SWA; objectives: distillation and the mean teacher; loop:
-the training loop of a fold, and the prediction loop.
+precision, losses, optimizers, schedules; averaging: EMA and SWA; terms: what joins the loss; objective: all of it;
+step: one batch; memory: when it is full; loop: a fold; predicting: the prediction loop.
 """

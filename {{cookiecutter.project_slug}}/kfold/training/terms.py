@@ -18,8 +18,10 @@ from kfold.training.precision import Precision, autocast
 class Step:
     """One training step, or one part of its batch, after the forward pass."""
 
-    pixels: torch.Tensor  # (B, S, S, 3) uint8, on the device
+    pixels: torch.Tensor  # (B, S, S, 3) uint8, or float32 of 0 to 255, on the device
     logits: torch.Tensor  # (B, C) float32, with gradient
+    features: torch.Tensor  # (B, D) float32, with gradient: what the head sees
+    targets: torch.Tensor  # (B, C) float32
     number: int  # of the step, from 0
     epochs_done: float  # since the start, with its fraction
     part: int = 0  # of the batch, from 0

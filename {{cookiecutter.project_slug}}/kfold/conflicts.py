@@ -1,0 +1,276 @@
+"""Choices of an experiment that do not go together, each with its reason: refused before anything is read or trained.
+
+Three tables. NEEDS: keys that do nothing without another choice. CONFLICTS: choices of one experiment that contradict
+each other. TASK_CONFLICTS: choices that make no sense for a task. A text names values by their keys.
+"""
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kfold.settings import show
+
+if TYPE_CHECKING:
+    from kfold.config import Config
+
+RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # also what Kaggle's data sets keep of a file name
+MARGIN_HEADS = ("arcface", "subcenter_arcface", "cosface")
+BATCH_LOSSES = ("lovasz", "soft_fbeta")  # of a column of the batch, not of a row
+
+# key -> what it needs, and whether that is there
+NEEDS: dict[str, tuple[str, Callable[["Config"], bool]]] = {
+    "arcface_margin": ("head=arcface or subcenter_arcface", lambda c: c.head in ("arcface", "subcenter_arcface")),
+    "cosface_margin": ("head=cosface", lambda c: c.head == "cosface"),
+    "margin_scale": ("a margin head (head=arcface)", lambda c: c.head in MARGIN_HEADS),
+    "margin_power": ("a margin head (head=arcface)", lambda c: c.head in MARGIN_HEADS),
+    "num_subcenters": ("head=subcenter_arcface", lambda c: c.head == "subcenter_arcface"),
+    "multi_sample_dropout": ("drop_rate above 0: its masks are of that rate", lambda c: c.drop_rate > 0),
+    "mixing_probability": ("mixing", lambda c: bool(c.mixing)),
+    "mixup_alpha": ("mixing=mixup", lambda c: "mixup" in c.mixing),
+    "cutmix_alpha": ("mixing=cutmix", lambda c: "cutmix" in c.mixing),
+    "ricap_beta": ("mixing=ricap", lambda c: "ricap" in c.mixing),
+    "plain_epochs": ("something to leave out: mixing, or more augmentation than light", lambda c: is_augmented(c)),
+    "clean_labels": ("clean_labels_from=<run>", lambda c: bool(c.clean_labels_from)),
+    "clean_labels_from": ("clean_labels above 0, the share of rows to leave out", lambda c: c.clean_labels > 0),
+    "effective_beta": ("class_weights=effective_number", lambda c: c.class_weights == "effective_number"),
+    "focal_gamma": ("loss=focal", lambda c: "focal" in c.loss),
+    "asymmetric_gamma_positive": ("loss=asymmetric", lambda c: "asymmetric" in c.loss),
+    "asymmetric_gamma_negative": ("loss=asymmetric", lambda c: "asymmetric" in c.loss),
+    "asymmetric_clip": ("loss=asymmetric", lambda c: "asymmetric" in c.loss),
+    "fbeta": ("loss=soft_fbeta", lambda c: "soft_fbeta" in c.loss),
+    "triplet_margin": ("triplet_weight above 0", lambda c: c.triplet_weight > 0),
+    "decay_all": ("weight_decay above 0", lambda c: c.weight_decay > 0),
+    "num_cycles": ("schedule=cosine_cycles", lambda c: c.schedule == "cosine_cycles"),
+    "step_epochs": ("schedule=step", lambda c: c.schedule == "step"),
+    "step_factor": ("schedule=step", lambda c: c.schedule == "step"),
+    "plateau_patience": ("schedule=plateau", lambda c: c.schedule == "plateau"),
+    "plateau_factor": ("schedule=plateau", lambda c: c.schedule == "plateau"),
+    "polynomial_power": ("schedule=polynomial", lambda c: c.schedule == "polynomial"),
+    "decay_rate": (
+        "schedule=exponential or inverse_time",
+        lambda c: c.schedule in ("exponential", "inverse_time"),
+    ),
+    "consistency_weight": ("ema_decay: its teacher is the moving average", lambda c: c.ema_decay > 0),
+    "cooldown_epochs": (
+        "pseudo-labels (pseudo_from): without them every epoch is real",
+        lambda c: bool(c.pseudo_from),
+    ),
+}
+
+
+def is_augmented(c: "Config") -> bool:
+    extras = (c.fancy_pca, c.cutout, c.random_erasing, c.crop_scale, c.color_jitter)
+    return bool(c.mixing) or c.augment not in ("none", "light") or any(extras)
+
+
+CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
+    # Model
+    (
+        lambda c: bool(c.pretrained_path) and not c.pretrained,
+        "pretrained_path is given but pretrained is false: drop one of them",
+    ),
+    (
+        lambda c: c.zero_gamma != "default" and c.pretrained,
+        "zero_gamma={zero_gamma} would overwrite what pretrained weights learned: pretrained=false, or leave it out",
+    ),
+    (
+        lambda c: c.freeze_batch_norm and c.norm == "group",
+        "freeze_batch_norm with norm=group: no BatchNorm is left to freeze: drop one of them",
+    ),
+    (
+        lambda c: c.head != "linear" and c.prior_bias,
+        "prior_bias with head={head}: that head has no bias of classes: drop one of them",
+    ),
+    # Frozen parts keep what they are, which is random without pretrained weights.
+    *(
+        (
+            lambda c, key=key: bool(getattr(c, key)) and not c.pretrained,
+            f"{key} keeps weights as they are, and pretrained=false makes them random: drop one of them",
+        )
+        for key in ("freeze_epochs", "freeze_stages", "freeze_batch_norm")
+    ),
+    # Input and augmentation
+    (
+        lambda c: bool(c.multi_scale) and bool(c.progressive),
+        "multi_scale and progressive both choose the size of a batch: drop one of them",
+    ),
+    (
+        lambda c: len(c.progressive) > c.epochs,
+        "progressive: {progressive} are more sizes than epochs={epochs}",
+    ),
+    (
+        lambda c: c.plain_epochs >= c.epochs,
+        "plain_epochs={plain_epochs} must be fewer than epochs={epochs}",
+    ),
+    # Labels that are mixed or softened
+    *(
+        (
+            lambda c, is_soft=is_soft: c.head in MARGIN_HEADS and is_soft(c),
+            f"head={{head}} with {what}: a margin needs one true class an image: drop one of them",
+        )
+        for what, is_soft in (
+            ("mixing", lambda c: bool(c.mixing)),
+            ("label_smoothing", lambda c: c.label_smoothing > 0),
+            ("pseudo_targets=soft", lambda c: bool(c.pseudo_from) and c.pseudo_targets == "soft"),
+        )
+    ),
+    (
+        lambda c: c.head in MARGIN_HEADS and not {"auto", "cross_entropy", "focal"}.issuperset(c.loss),
+        "head={head} with loss={loss}: a margin head trains with cross_entropy or focal",
+    ),
+    *(
+        (
+            lambda c, is_soft=is_soft: "lovasz" in c.loss and is_soft(c),
+            f"loss=lovasz with {what}: it needs labels of 0 and 1: drop one of them",
+        )
+        for what, is_soft in (
+            ("mixing", lambda c: bool(c.mixing)),
+            ("label_smoothing", lambda c: c.label_smoothing > 0),
+            ("pseudo_targets=soft", lambda c: bool(c.pseudo_from) and c.pseudo_targets == "soft"),
+        )
+    ),
+    *(
+        (
+            lambda c, key=key: getattr(c, key) > 0 and bool(c.mixing),
+            f"{key} with mixing: it compares images of one class each: drop one of them",
+        )
+        for key in ("triplet_weight", "center_weight")
+    ),
+    # Loss
+    (
+        lambda c: len(set(c.loss)) < len(c.loss),
+        "loss={loss} names one twice: give it more of loss_weights",
+    ),
+    (
+        lambda c: bool(c.loss_weights) and len(c.loss_weights) != len(c.loss),
+        "loss_weights={loss_weights}: give as many as losses: {loss}",
+    ),
+    (
+        lambda c: c.flooding > 0 and c.ohem_share < 1,
+        "flooding with ohem_share: the level is of the mean loss, and OHEM takes the hardest rows: drop one of them",
+    ),
+    (
+        lambda c: c.flooding > 0 and "focal" in c.loss,
+        "flooding with loss=focal: focal loss is small by design, so a level on it floods nothing: drop one of them",
+    ),
+    *(
+        (
+            lambda c, is_on=is_on: bool(set(c.loss) & set(BATCH_LOSSES)) and is_on(c),
+            f"{what} with loss={{loss}}: {' and '.join(BATCH_LOSSES)} are of a whole batch, not of rows: drop one",
+        )
+        for what, is_on in (
+            ("ohem_share", lambda c: c.ohem_share < 1),
+            ("class_weights", lambda c: c.class_weights != "none"),
+        )
+    ),
+    (
+        lambda c: c.class_weights != "none" and c.sampler != "shuffled",
+        "class_weights with sampler={sampler}: rare classes would count twice over: drop one of them",
+    ),
+    (
+        lambda c: c.prior_bias and c.sampler != "shuffled",
+        "prior_bias with sampler={sampler}: the batches have other shares of classes than the rows: drop one of them",
+    ),
+    # Optimisation
+    (
+        lambda c: c.accumulate > c.batch_size // 2,
+        "accumulate={accumulate} leaves fewer than 2 images a part of batch_size={batch_size}",
+    ),
+    (
+        lambda c: c.layer_decay < 1 and c.backbone_lr < 1,
+        "layer_decay and backbone_lr both slow the backbone down: drop one of them",
+    ),
+    (
+        lambda c: c.freeze_epochs >= c.epochs,
+        "freeze_epochs={freeze_epochs} must be fewer than epochs={epochs}",
+    ),
+    (
+        lambda c: c.num_cycles > c.epochs,
+        "num_cycles={num_cycles}: more cycles than epochs ({epochs})",
+    ),
+    (lambda c: c.min_lr > c.lr, "min_lr={min_lr} is above lr={lr}"),
+    (
+        lambda c: c.schedule == "step" and not c.step_epochs,
+        "schedule=step needs step_epochs, after which lr falls, such as step_epochs=[{epochs}]",
+    ),
+    (
+        lambda c: list(c.step_epochs) != sorted(set(c.step_epochs)) or max(c.step_epochs, default=0) > c.epochs,
+        "step_epochs={step_epochs} must grow, up to epochs={epochs}",
+    ),
+    *(
+        (
+            lambda c, is_on=is_on: c.early_stopping > 0 and is_on(c),
+            f"early_stopping with {what}: a fold that ends early never gets there: drop one of them",
+        )
+        for what, is_on in (
+            ("swa_from_epoch", lambda c: c.swa_from_epoch > 0),
+            ("schedule=cosine_cycles", lambda c: c.schedule == "cosine_cycles"),
+            ("plain_epochs", lambda c: c.plain_epochs > 0),
+            ("progressive", lambda c: bool(c.progressive)),
+            ("cooldown_epochs", lambda c: c.cooldown_epochs > 0),
+        )
+    ),
+    (
+        lambda c: c.swa_from_epoch > c.epochs,
+        "swa_from_epoch={swa_from_epoch} comes after the last epoch ({epochs})",
+    ),
+    *(
+        (
+            lambda c, kind=kind, is_made=is_made: c.select == kind and not is_made(c),
+            f"select={kind} needs {remedy}",
+        )
+        for kind, is_made, remedy in (
+            ("ema", lambda c: c.ema_decay > 0, "ema_decay=0.999"),
+            ("swa", lambda c: c.swa_from_epoch > 0, "swa_from_epoch=<epoch>"),
+            ("snapshots", lambda c: c.schedule == "cosine_cycles", "schedule=cosine_cycles"),
+        )
+    ),
+    (
+        lambda c: c.cooldown_epochs >= c.epochs,
+        "cooldown_epochs={cooldown_epochs} must be fewer than epochs={epochs}",
+    ),
+)
+
+
+def no_classes(what: str) -> str:
+    return f"{what} is for classes: task {{task}} has none"
+
+
+def one_class(what: str) -> str:
+    return f"{what} needs one of several classes an image: task {{task}} does not give that"
+
+
+# (experiment, task) -> whether they contradict each other; losses are checked by kfold/training/losses.py
+TASK_CONFLICTS: tuple[tuple[Callable[["Config", str], bool], str], ...] = (
+    (lambda c, task: c.class_weights != "none" and task == "regression", no_classes("class_weights")),
+    (lambda c, task: c.label_smoothing > 0 and task == "regression", no_classes("label_smoothing")),
+    (lambda c, task: c.sampler != "shuffled" and task == "regression", no_classes("sampler={sampler}")),
+    (lambda c, task: c.prior_bias and task == "regression", no_classes("prior_bias")),
+    (lambda c, task: c.head != "linear" and task != "multiclass", one_class("head={head}")),
+    (lambda c, task: c.triplet_weight > 0 and task not in ("multiclass", "binary"), one_class("triplet_weight")),
+    (lambda c, task: c.center_weight > 0 and task not in ("multiclass", "binary"), one_class("center_weight")),
+)
+
+
+def contradictions(config: "Config") -> list[str]:
+    """Every reason why the experiment cannot be meant, a line each; none when it can."""
+    problems = [text.format(**shown(config)) for applies, text in CONFLICTS if applies(config)]
+    for key, (what, is_there) in NEEDS.items():
+        default = type(config).model_fields[key].default
+        if getattr(config, key) != default and not is_there(config):
+            problems.append(f"{key}={show(getattr(config, key))} needs {what}")
+    for key in ("pseudo_from", "distill_from", "clean_labels_from"):
+        runs = getattr(config, key)
+        problems += [f"{key}: '{run}' is no name of a run" for run in runs if not re.fullmatch(RUN_NAME, run)]
+        problems += [f"{key}: {run} is named twice" for run in sorted(set(runs)) if runs.count(run) > 1]
+    return problems
+
+
+def task_contradictions(config: "Config", task: str) -> list[str]:
+    """The same for choices that do not fit the competition's task."""
+    return [text.format(task=task, **shown(config)) for applies, text in TASK_CONFLICTS if applies(config, task)]
+
+
+def shown(config: "Config") -> dict[str, str]:
+    """Every choice as it is written behind `key=`."""
+    return {key: show(value) for key, value in config}

@@ -1,0 +1,96 @@
+"""What competition.yaml and configs/*.yaml have in common: flat, frozen, and every problem of them named at once."""
+
+import difflib
+import re
+import reprlib
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from kfold.errors import UserError
+from kfold.strict_yaml import StrictDumper, parse_yaml
+
+
+class Contradictions(ValueError):
+    """Choices that do not go together, each problem a line."""
+
+    def __init__(self, problems: Sequence[str]):
+        super().__init__("; ".join(problems))
+        self.problems = list(problems)
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def check_text(self) -> "Settings":
+        for key, value in self:
+            for text in value if isinstance(value, tuple) else [value]:
+                if isinstance(text, str) and re.search("[\ud800-\udfff]", text):
+                    raise ValueError(f"{key}: {text!a} holds half a character: retype it")
+        return self
+
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """`["lr=1e-3", "epochs=3"]` -> `{"lr": 0.001, "epochs": 3}`, values read as in the YAML files."""
+    values: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{word}': an override is written key=value, for example lr=1e-3")
+        if key in values:
+            raise UserError(f"'{word}': {key} is given twice")
+        try:
+            values[key] = parse_yaml(text)
+        except ValueError as error:
+            raise UserError(f"'{word[:100]}': cannot read the value: {error}") from None
+        if values[key] is None:
+            values[key] = ""  # `pretrained_path=` empties a text
+    return values
+
+
+def build_settings(kind: type[SettingsType], values: dict[str, Any], source: str) -> SettingsType:
+    """Validate values into a settings object. Raises UserError with one line per problem, all at once."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError(
+            [line for problem in error.errors() for line in describe_problem(kind, source, problem)]
+        ) from None
+
+
+def describe_problem(kind: type[Settings], source: str, problem: Any) -> list[str]:
+    """The lines for one of pydantic's problems."""
+    key = ".".join(str(part) for part in problem["loc"])[:100]
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(kind.model_fields)}"
+        return [f"{source}: unknown key '{key}': {hint}"]
+    if problem["type"] == "missing":
+        return [f"{source}: '{key}' is missing: add a line `{key}: ...`"]
+    if problem["type"] == "value_error":
+        error = problem["ctx"]["error"]
+        return [f"{source}: {text}" for text in getattr(error, "problems", [error])]
+    said = problem["msg"][0].lower() + problem["msg"][1:].replace("tuple", "list")
+    return [f"{source}: {key}: {said}, not {reprlib.repr(problem['input'])}"]
+
+
+def settings_to_yaml(settings: Settings) -> str:
+    """All values as YAML that `read_yaml` reads back."""
+    return yaml.dump(settings.model_dump(mode="json"), Dumper=StrictDumper, sort_keys=False, allow_unicode=True)
+
+
+def difference(settings: Settings, other: Settings, but: Sequence[str] = ()) -> str:
+    """`lr=0.001 epochs=3`: what `settings` has otherwise than `other`, leaving out the keys `but`; empty when equal."""
+    mine, theirs = settings.model_dump(mode="json"), other.model_dump(mode="json")
+    return " ".join(f"{key}={show(mine[key])}" for key in mine if mine[key] != theirs[key] and key not in but)
+
+
+def show(value: object) -> str:
+    """A value as it is written behind `key=`."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple | list) else str(value)

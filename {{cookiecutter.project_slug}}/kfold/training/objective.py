@@ -1,0 +1,39 @@
+"""What a step minimises: the supervised loss of a batch, and the terms that join it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kfold.training.losses import Loss, weighted_mean
+from kfold.training.terms import Term
+
+Mixed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # pixels (B, S, S, 3), targets (B, C), their weights (B, C)
+Mixer = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], Mixed]
+
+
+def unmixed(epoch: int, pixels: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Mixed:
+    """The batch as it is, in every epoch."""
+    return pixels, targets, weights
+
+
+@dataclass(frozen=True)
+class Objective:
+    """label_weight x the supervised loss + the terms.
+
+    mix: joins images and their targets before the forward pass. class_weights: targets (B, C) -> weights (B, 1) or
+    (B, C) of the losses.
+    """
+
+    loss_function: Loss
+    label_weight: float = 1.0
+    terms: Sequence[Term] = ()
+    mix: Mixer = unmixed
+    class_weights: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def supervised(
+        self, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, whole: torch.Tensor
+    ) -> torch.Tensor:
+        """Scalar, of a part of a batch: logits, targets and weights (B, C); whole: the weights (N, C) of the batch."""
+        losses = self.loss_function(logits, targets)
+        return self.label_weight * weighted_mean(losses, weights, whole)

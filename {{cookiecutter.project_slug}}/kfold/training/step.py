@@ -1,0 +1,153 @@
+"""One step of training: a batch, in parts where memory asks for it, skipped where its loss is not finite."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from kfold.data.loader import Batch
+from kfold.errors import UserError
+from kfold.model.weights import ModelCard, normalize
+from kfold.training.memory import is_full_memory, split_further, split_rows
+from kfold.training.objective import Objective
+from kfold.training.precision import Precision, autocast
+from kfold.training.predicting import standardized
+from kfold.training.state import Training
+from kfold.training.terms import Step
+
+MAX_SKIPPED_IN_ROW = 20  # float16 halves its loss scale at each: from 65,536 down to 1/16, which cures what it can
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in training a step is."""
+
+    step: int  # from 0
+    epoch: int  # from 0
+    epochs_done: float  # with the fraction of the one that is going on
+    lr: float
+    seed: int  # of everything random in the step
+
+
+def take_step(
+    training: Training,
+    card: ModelCard,
+    objective: Objective,
+    batch: Batch,
+    moment: Moment,
+    device: torch.device,
+    precision: Precision,
+) -> None:
+    """Train on a batch, or skip and count it where its loss is not finite.
+
+    Where the memory is full the batch, and all later ones, are split into twice as many parts.
+    """
+    training.num_images += len(batch.images)
+    while True:
+        try:
+            with buffers_kept_on_failure(training.model):
+                # Dropout, drop path and mixing draw from torch's generator: seeded a batch, they do not depend on what
+                # ran before.
+                torch.manual_seed(moment.seed)
+                loss = train_step(training, card, objective, batch, moment, device, precision)
+        except NotFinite as problem:
+            count_skipped(training, problem.rows)
+            return
+        except RuntimeError as error:
+            if not is_full_memory(error):
+                raise
+            training.optimizer.zero_grad(set_to_none=True)
+        else:
+            break
+        split_further(training, len(batch.images), device)  # here, where no traceback holds the tensors any more
+    training.total_loss = training.total_loss + loss * len(batch.images)
+    training.num_averaged += len(batch.images)
+    training.skipped_in_row = 0
+    if training.averages.ema is not None:
+        training.averages.ema.update_parameters(training.model)
+
+
+@contextmanager
+def buffers_kept_on_failure(model: nn.Module) -> Iterator[None]:
+    """A batch that fails leaves no trace in BatchNorm's statistics: NaN would stay in them for ever."""
+    before = [buffer.clone() for buffer in model.buffers()]
+    try:
+        yield
+    except (NotFinite, RuntimeError):
+        for buffer, value in zip(model.buffers(), before, strict=True):
+            buffer.copy_(value)
+        raise
+
+
+def train_step(
+    training: Training,
+    card: ModelCard,
+    objective: Objective,
+    batch: Batch,
+    moment: Moment,
+    device: torch.device,
+    precision: Precision,
+) -> torch.Tensor:
+    """One step of the optimizer; the loss of the batch, still on the device. Raises NotFinite before weights change.
+
+    The parts of a batch add up to its mean loss; only BatchNorm, which sees one part at a time, knows of them.
+    """
+    optimizer, scaler = training.optimizer, training.scaler
+    optimizer.zero_grad(set_to_none=True)
+    loss = torch.zeros((), device=device)
+    given = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.targets, batch.weights))
+    all_pixels, all_targets, all_weights = objective.mix(moment.epoch, *given)
+    parts = split_rows(len(all_pixels), training.accumulate)
+    for number, rows in enumerate(parts):
+        pixels, targets = all_pixels[rows], standardized(all_targets[rows], card)
+        with autocast(device, precision):
+            logits, features = training.model(normalize(pixels, card.mean, card.std), with_features=True)
+        # Losses in float32: half precision rounds the log of small probabilities.
+        logits, features = logits.float(), features.float()
+        part_loss = objective.supervised(logits, targets, all_weights[rows], all_weights)
+        for term in objective.terms:
+            share = len(pixels) / len(all_pixels)
+            step = Step(pixels, logits, features, targets, moment.step, moment.epochs_done, number, len(parts))
+            part_loss = part_loss + share * term(step)
+        scaler.scale(part_loss).backward()
+        loss += part_loss.detach()
+    scaler.unscale_(optimizer)
+    gradients = [weight.grad for weight in training.model.parameters() if weight.grad is not None]
+    if not torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients)):  # waits for the device, as the scaler does
+        scaler.update()  # lowers the scale, where there is one
+        raise NotFinite([] if scaler.is_enabled() and torch.isfinite(loss) else batch.indices.tolist())
+    for group in optimizer.param_groups:
+        group["lr"] = moment.lr * group.get("lr_scale", 1.0)
+    try:
+        scaler.step(optimizer)
+    except RuntimeError as error:  # no second try: some weights may have changed already
+        if not is_full_memory(error):
+            raise
+        raise UserError(
+            f"the memory of the {device.type} is full in the optimizer's step: free it and run the same command again, "
+            f"or take a smaller backbone"
+        ) from None
+    scaler.update()
+    return loss
+
+
+class NotFinite(ArithmeticError):
+    """The loss or a gradient is NaN or infinite. rows: those of the batch; none for a mere overflow of float16."""
+
+    def __init__(self, rows: list[int]):
+        super().__init__("not a finite loss")
+        self.rows = rows
+
+
+def count_skipped(training: Training, rows: list[int]) -> None:
+    """Note a batch that was left out. Raises UserError after many in a row."""
+    training.skipped += 1
+    training.skipped_in_row += 1
+    training.skipped_rows += [[training.epoch + 1, training.batch + 1, row] for row in rows]
+    if training.skipped_in_row == MAX_SKIPPED_IN_ROW:
+        raise UserError(
+            f"epoch {training.epoch + 1}, batch {training.batch + 1}: the loss or a gradient is not finite, "
+            f"{MAX_SKIPPED_IN_ROW} times in a row: lower lr, or try precision=float32"
+        )

@@ -233,6 +233,7 @@ def load_teachers(workspace: Workspace, number: int, config: Config, fold_stamp:
     """
     teachers = {}
     for run in config.distill_from:
+        artifacts.refuse_ablation(run)
         folder = workspace.fold_dir(run, number)
         manifest = artifacts.read_manifest(folder)
         if manifest is None:

@@ -53,11 +53,11 @@ class Ablation:
 
 
 def best_first(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
-    """In order of gain; undefined gains, then failed switches, last."""
+    """In order of gain; failed switches, and undefined gains, last."""
 
-    def place(outcome: Outcome) -> tuple[bool, bool, float]:
+    def place(outcome: Outcome) -> tuple[bool, float]:
         gain = float("nan") if outcome.effect is None else outcome.effect.gain
-        return outcome.effect is None, bool(np.isnan(gain)), -np.nan_to_num(gain)
+        return bool(np.isnan(gain)), -np.nan_to_num(gain)
 
     return tuple(sorted(outcomes, key=place))
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from interrupted import StopAfter, fingerprint
+from scipy import stats
 from test_pipeline import prepare, write_settings
 
 import ablate
@@ -22,6 +23,7 @@ from kfold.ablation import effect_of, holm, resampled_scores
 from kfold.ablation_plan import parse_seeds, plan_variants
 from kfold.artifacts import Workspace
 from kfold.config import load_competition
+from kfold.data.folds import read_folds
 from kfold.errors import Interrupted, UserError
 from kfold.metrics import Metric, resolve_metric
 from kfold.report.ablation import Ablation, Outcome, ablation_csv, best_first, markdown, terminal_table
@@ -67,7 +69,7 @@ def scores(predictions: np.ndarray, metric: Metric = SHARE_RIGHT, groups=None) -
 @pytest.mark.parametrize("of_trainings", [0.0, 0.4])
 def test_intervals_of_a_switch_that_does_nothing_hold_0_in_about_95_of_100_tables(of_trainings, figures):
     generator = np.random.default_rng(1)
-    effects = [effect_on(generator, *simulate(generator, 0, of_trainings)) for _ in range(600)]
+    effects = [effect_on(generator, *simulate(generator, 0, of_trainings)) for _ in range(400)]
     share = np.mean([effect.verdict == "within noise" for effect in effects])
     figures(f"{share:.1%} of 95% intervals of 3 seeds hold the truth, sd of trainings {of_trainings}")
     assert 0.93 <= share <= 0.99
@@ -78,6 +80,16 @@ def test_resamples_scatter_as_the_bootstrap_of_a_mean_should():
     resampled = scores(values)[0]
     assert resampled[0] == pytest.approx(values.mean())
     assert resampled[1:].std() == pytest.approx(values.std() / np.sqrt(400), rel=0.3)
+
+
+def test_noise_of_trainings_alone_gives_students_interval_and_noise_of_rows_alone_the_bootstraps():
+    generator = np.random.default_rng(10)
+    of_seeds, of_rows = generator.normal(0, 1, (4, 1)), generator.normal(0, 1, 201)
+    effect = effect_of(np.repeat(of_seeds, 201, axis=1), np.zeros((4, 201)), True)
+    expected = stats.t.interval(0.95, 3, of_seeds.mean(), stats.sem(of_seeds[:, 0]))
+    assert (effect.low, effect.high) == pytest.approx(expected)
+    effect = effect_of(np.repeat(of_rows[None], 4, axis=0), np.zeros((4, 201)), True)
+    assert effect.high - effect.gain == pytest.approx(1.96 * of_rows[1:].std(ddof=1), rel=1e-3)
 
 
 def test_a_gain_is_found_the_more_seeds_the_surer():
@@ -413,10 +425,9 @@ def results(root: Path, run: str) -> dict[str, str]:
 
 
 def plan_of(root: Path):
-    stamp = ablate.read_folds(
-        root / "folds.csv", root / "data" / "train.csv", load_competition(root / "competition.yaml")
-    )
-    return plan(root, SWITCHES[:1], stamp=stamp.stamp)
+    facts = load_competition(root / "competition.yaml")
+    folds = read_folds(root / "folds.csv", root / "data" / "train.csv", facts)
+    return plan(root, SWITCHES[:1], stamp=folds.stamp)
 
 
 def test_more_seeds_and_switches_train_only_what_is_new(copy_of_ablated, trained_now):
@@ -475,7 +486,7 @@ def test_overwrite_forgets_all_of_the_table_first_and_nothing_else(copy_of_ablat
     assert not kept & gone
 
 
-def test_regression_on_several_folds_of_a_trial_with_groups(plain, tmp_path, monkeypatch, capsys):
+def test_regression_on_all_folds_of_a_trial_with_groups(plain, tmp_path, monkeypatch, capsys):
     root = new_root(plain, tmp_path / "root", "folds.csv", "configs")
     write_settings(root, "regression", epochs=1)
     table = pd.read_csv(root / "data" / "train.csv", dtype=str)
@@ -492,13 +503,17 @@ def test_regression_on_several_folds_of_a_trial_with_groups(plain, tmp_path, mon
         return resampled_scores(metric, targets, predictions, groups)
 
     monkeypatch.setattr(ablate, "resampled_scores", note)
-    ablate.main(["lr=0.02"], fold="0,2", seeds="2", base=["limit=60"], root=root)
+    ablate.main(["lr=0.02"], fold="all", seeds="2", base=["limit=18"], root=root)
     output = capsys.readouterr().out
-    assert "rmse (smaller is better) of fold 0, 2: 40 rows" in output
+    assert "rmse (smaller is better) of fold 0, 1, 2: 18 rows" in output
     assert "in groups, which are resampled whole" in output
     assert "2 seeds: the intervals are rough" in output
     assert len(seen) == 4
-    assert all(len(groups) == 40 > len(set(groups)) for groups in seen)
+    assert all(len(groups) == 18 > len(set(groups)) for groups in seen)
+    assert not Workspace(root).ledger_path.exists()
+    facts = load_competition(root / "competition.yaml")
+    folds = read_folds(root / "folds.csv", tmp_path / "t.csv", facts)
+    assert ablate.choose_folds("2,0,2", folds, plan(root, ["lr=0.02"])[0]) == [0, 2]
     with pytest.raises(UserError, match="all-data holds no row out"):
         ablate.main(["lr=0.02"], fold="all-data", root=root)
     with pytest.raises(UserError, match="--fold 7"):

@@ -13,8 +13,9 @@ s^2 / S holds what differs between trainings, c what is common to all of them be
 ours, keeps the interval from shrinking where a few seeds agree by luck.
 
 Measured on simulated switches that do nothing (200 rows, from noise of rows alone to noise of trainings alone, 1500
-draws each): 94 to 98% of the intervals hold the truth with 3 seeds, 95 to 99% with 5, 91 to 98% with 2. Drawing rows and
-seeds anew (a hierarchical bootstrap) held it in 73 to 99% with 3: where trainings differ, 3 drawn anew vary too little.
+draws each): 94 to 98% of the intervals hold the truth with 3 seeds, 95 to 99% with 5, 91 to 98% with 2. Drawing rows
+and seeds anew (a hierarchical bootstrap) held it in 73 to 99% with 3: where trainings differ, 3 of them drawn anew vary
+too little.
 """
 
 import warnings

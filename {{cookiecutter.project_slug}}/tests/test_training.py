@@ -81,7 +81,7 @@ def test_each_cycle_starts_at_the_peak_falls_and_ends_at_the_least_rate(epochs, 
 
 @pytest.mark.parametrize("task", LOSSES_OF_TASK)
 def test_auto_is_the_first_fitting_loss_and_a_loss_of_another_task_is_refused(task):
-    assert choose_loss("auto", task) is choose_loss(LOSSES_OF_TASK[task][0], task)
+    assert choose_loss("auto", task) is choose_loss(next(iter(LOSSES_OF_TASK[task])), task)
     wrong = "mse" if task != "regression" else "cross_entropy"
     with pytest.raises(UserError, match=f"loss={wrong} does not fit task {task}"):
         choose_loss(wrong, task)

@@ -99,6 +99,7 @@ def train_step(
     loss = torch.zeros((), device=device)
     given = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.targets, batch.weights))
     all_pixels, all_targets, all_weights = objective.mix(moment.epoch, *given)
+    all_weights = objective.weigh(all_targets, all_weights)
     parts = split_rows(len(all_pixels), training.accumulate)
     for number, rows in enumerate(parts):
         pixels, targets = all_pixels[rows], standardized(all_targets[rows], card)

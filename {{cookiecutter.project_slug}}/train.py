@@ -54,9 +54,9 @@ from kfold.setup import (
     make_saver,
     make_terms,
 )
+from kfold.setup_loss import make_loss
 from kfold.stopping import Stop, parse_seconds
 from kfold.training.loop import fit
-from kfold.training.losses import choose_loss
 from kfold.training.memory import is_full_memory
 from kfold.training.optimizers import make_optimizer
 from kfold.training.precision import choose_device, choose_precision, make_deterministic
@@ -100,7 +100,7 @@ def main(
     metric = competition.metric(facts)
     if problems := task_contradictions(config, facts.task):
         raise UserError(problems)
-    choose_loss(config.loss[0], facts.task)  # a wrong choice should not touch the run's folder
+    make_loss(config, facts.task)  # a wrong choice should not touch the run's folder
     refuse_unknown_backbone(config.backbone)
 
     if run == "stack":
@@ -195,7 +195,7 @@ def train_fold(
     order: EpochOrder = train_batches.batch_sampler
     first_step, num_steps = order.steps_before(training.epoch, training.batch), order.steps_before(config.epochs)
     terms = make_terms(model, training.averages, teachers, rows, card, config, number, device, precision, first_step)
-    objective = make_objective(config, facts.task, terms, bool(teachers))
+    objective = make_objective(config, facts.task, terms, bool(teachers), rows)
     forecast = TimeForecast(
         num_steps,
         num_steps - first_step,

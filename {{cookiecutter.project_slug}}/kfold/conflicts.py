@@ -161,7 +161,12 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
         for what, is_on in (
             ("ohem_share", lambda c: c.ohem_share < 1),
             ("class_weights", lambda c: c.class_weights != "none"),
+            ("pseudo_from", lambda c: bool(c.pseudo_from)),  # a label that is not sure has a weight of 0
         )
+    ),
+    (
+        lambda c: "soft_fbeta" in c.loss and c.label_smoothing > 0,
+        "loss=soft_fbeta with label_smoothing: no class would be absent from a batch any more: drop one of them",
     ),
     (
         lambda c: c.class_weights != "none" and c.sampler != "shuffled",

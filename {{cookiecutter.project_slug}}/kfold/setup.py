@@ -24,13 +24,14 @@ from kfold.data.targets import Targets
 from kfold.ensemble.pseudo import PseudoRows
 from kfold.ensemble.pseudo_files import read_pseudo, read_teachers, refuse_unsafe_teacher, teacher_facts
 from kfold.errors import UserError
+from kfold.losses.center import add_centers
 from kfold.model.build import build_model, input_statistics
 from kfold.model.weights import ModelCard, load_model
 from kfold.seeds import seed_of
+from kfold.setup_loss import make_class_weights, make_loss, make_loss_terms, make_training_loss
 from kfold.stopping import Stop
 from kfold.training.averaging import make_ema, make_swa
 from kfold.training.loop import Recipe
-from kfold.training.losses import choose_loss
 from kfold.training.objective import Objective
 from kfold.training.precision import Precision
 from kfold.training.saver import Saver
@@ -128,9 +129,12 @@ def make_batches(
 def make_model(config: Config, num_outputs: int, number: int) -> torch.nn.Module:
     """The network with its initial weights: the same for the same seed and fold."""
     torch.manual_seed(seed_of(config.seed, number, "initial weights"))
-    return build_model(
+    model = build_model(
         config.backbone, num_outputs, config.image_size, config.drop_rate, config.pretrained, config.pretrained_path
     )
+    if config.center_weight:
+        add_centers(model, max(num_outputs, 2), config.image_size)  # binary has one output and two classes
+    return model
 
 
 def make_card(
@@ -146,9 +150,19 @@ def make_card(
     )
 
 
-def make_objective(config: Config, task: str, terms: Sequence[Term], has_teachers: bool) -> Objective:
-    label_weight = 1 - config.distill_weight if has_teachers else 1.0
-    return Objective(choose_loss(config.loss[0], task), label_weight, terms)
+def make_objective(
+    config: Config, task: str, terms: Sequence[Term], has_teachers: bool, rows: TrainingRows
+) -> Objective:
+    """What the fold minimises. Class weights and margins follow the real training rows."""
+    targets = rows.train_targets[: rows.num_real]
+    return Objective(
+        make_training_loss(config, task, targets),
+        1 - config.distill_weight if has_teachers else 1.0,
+        terms,
+        class_weights=make_class_weights(config, task, targets),
+        ohem_share=config.ohem_share,
+        flooding=config.flooding,
+    )
 
 
 def make_recipe(config: Config, number: int) -> Recipe:
@@ -257,11 +271,11 @@ def make_terms(
     first_step: int,
 ) -> list[Term]:
     """What joins the supervised loss, from this step on."""
-    terms: list[Term] = []
+    terms = make_loss_terms(config, model)
     if teachers:
         refuse_other_outputs(teachers, card)
         models = [model for teacher in teachers.values() for model in teacher.models]
-        loss = choose_loss(config.loss[0], card.task)
+        loss = make_loss(config, card.task)
         weight, temperature = config.distill_weight, config.distill_temperature
         terms.append(distillation(models, card, loss, temperature, weight, device, precision))
     if config.consistency_weight:

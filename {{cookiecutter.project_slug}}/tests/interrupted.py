@@ -31,6 +31,11 @@ OPTIONS = {  # name -> key=value words; each with the loader processes that it i
     ],
     "pseudo": ["num_workers=0", "pseudo_from=teacher", "pseudo_threshold=0.0", "cooldown_epochs=1"],
     "distillation": ["num_workers=2", "distill_from=teacher"],
+    "losses": [
+        "num_workers=0", "loss=[cross_entropy, focal]", "loss_weights=[1, 0.5]", "label_smoothing=0.1", "accumulate=2",
+        "class_weights=effective_number", "ohem_share=0.7", "triplet_weight=1", "center_weight=0.01", "l1_penalty=1e-6",
+        "ema_decay=0.9", "select=ema",
+    ],
     "mean_teacher": ["num_workers=1", "ema_decay=0.9", "consistency_weight=1.0", "accumulate=2"],
 }  # fmt: skip
 NOT_COMPARED = ("minutes", "images_per_second", "files", "manifest_sha256")  # of a manifest: the first two are times

@@ -13,6 +13,8 @@ from torch import nn
 from kfold.errors import UserError
 from kfold.model.build import build_model
 
+TRAINING_ONLY = ("centers",)  # tensors of kfold/losses/center.py
+
 
 @dataclass(frozen=True)
 class ModelCard:
@@ -29,8 +31,9 @@ class ModelCard:
 
 
 def copy_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The model's weights as they are now, on the CPU."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
+    """The model's weights as they are now, on the CPU, without what only training needs."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in TRAINING_ONLY}
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
 
 
 def weights_to_bytes(weights: Mapping[str, torch.Tensor], card: ModelCard) -> bytes:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -89,10 +90,15 @@ class StopAfter(Stop):
 
 def finish_in_pieces(root: Path, option: str, batches: int) -> int:
     """Train with a stop after so many batches each time; how many stops there were."""
-    for count in range(100):
+    return in_pieces(lambda stop: train_option(root, option, stop), batches)
+
+
+def in_pieces(start: Callable[[Stop], None], batches: int) -> int:
+    """Call `start` with a stop after so many batches until it ends; how many stops there were."""
+    for stops in range(100):
         try:
-            train_option(root, option, StopAfter(batches))
-            return count
+            start(StopAfter(batches))
+            return stops
         except Interrupted:
             pass
     raise AssertionError("it never ends")

@@ -126,7 +126,6 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
         for what, is_soft in (
             ("mixing", lambda c: bool(c.mixing)),
             ("label_smoothing", lambda c: c.label_smoothing > 0),
-            ("pseudo_targets=soft", lambda c: bool(c.pseudo_from) and c.pseudo_targets == "soft"),
         )
     ),
     *(

@@ -102,11 +102,11 @@ def test_ohem_takes_the_rows_with_the_largest_losses_and_with_a_share_of_one_all
     assert all(torch.equal(a, b) for a, b in zip(hardest(losses, weights, 1.0), (losses, weights), strict=True))
 
 
-def test_ohem_never_hides_a_loss_that_is_not_finite_and_counts_a_tenth_of_thirty_as_three():
-    losses, weights = torch.rand(30, 1), torch.ones(30, 1)
-    assert len(hardest(losses, weights, 0.1)[0]) == 3
+def test_ohem_never_hides_a_loss_that_is_not_finite_and_counts_seven_percent_of_a_hundred_as_seven():
+    losses, weights = torch.rand(100, 1), torch.ones(100, 1)
+    assert len(hardest(losses, weights, 0.07)[0]) == 7
     losses[17] = torch.nan
-    assert hardest(losses, weights, 0.1)[0].isnan().any()
+    assert hardest(losses, weights, 0.07)[0].isnan().any()
 
 
 def test_flooding_turns_the_gradient_below_its_level_and_is_nothing_at_zero():

@@ -10,7 +10,7 @@ def hardest(losses: torch.Tensor, weights: torch.Tensor, share: float) -> tuple[
 
     A share of 1 takes everything as it is. A loss that is not finite is never left out, so that the step sees it.
     """
-    count = math.ceil(share * len(losses) - 1e-9)  # 0.1 x 30 is a little more than 3
+    count = math.ceil(share * len(losses) - 1e-9)  # 0.07 x 100 is a little more than 7
     if count == len(losses):
         return losses, weights
     of_rows = (losses * weights[:, : losses.shape[1]]).detach().sum(dim=1)

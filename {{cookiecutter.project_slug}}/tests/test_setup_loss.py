@@ -155,6 +155,7 @@ def test_centers_are_of_every_class_and_every_feature_and_leave_batch_norm_alone
         make_model(config.model_copy(update={"center_weight": 0.0}), 1, 0),
     )
     assert model.centers.shape == (max(num_outputs, 2), model.head.in_features)
+    assert "centers" in model.state_dict()  # so the state carries them
     assert model.training
     for name, buffer in plain.named_buffers():
         assert torch.equal(dict(model.named_buffers())[name], buffer)
@@ -170,12 +171,11 @@ def test_the_weights_file_of_a_model_with_centers_is_rebuilt_without_them(tmp_pa
     assert torch.equal(rebuilt(images), model.eval()(images))
 
 
-def make_training(config, ema=True):
+def make_training(config, num_classes=2):
     torch.manual_seed(0)
-    model = Brightness(2)
-    model.register_buffer("centers", torch.zeros(2, 3))
-    averages = Averages(make_ema(model, 0.9)) if ema else Averages()
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    model = Brightness(num_classes)
+    model.register_buffer("centers", torch.zeros(num_classes, 3))
+    scaler, averages = torch.amp.GradScaler("cpu", enabled=False), Averages(make_ema(model, 0.9))
     return Training(model, make_optimizer("adam", model, 0.1, 0.0), scaler, averages, config.accumulate)
 
 
@@ -184,7 +184,9 @@ def step_on(training, config, targets, seed=0, precision=FLOAT32):
     batch = Batch(images, targets, torch.ones_like(targets), torch.arange(len(targets)), [])
     terms = make_loss_terms(config, training.model)
     objective = make_objective(config, "multiclass", terms, False, make_rows("multiclass"))
-    take_step(training, make_card(), objective, batch, Moment(0, 0, 0.0, 0.1, 7), CPU, precision)
+    take_step(
+        training, make_card(num_outputs=targets.shape[1]), objective, batch, Moment(0, 0, 0.0, 0.1, 7), CPU, precision
+    )
 
 
 CENTERS = Config(center_weight=0.5, triplet_weight=1.0, l1_penalty=1e-3, accumulate=2, batch_size=8)
@@ -202,6 +204,18 @@ def test_a_batch_that_is_not_finite_leaves_no_trace_in_the_centers():
     assert torch.equal(training.model.centers, before)
     step_on(training, CENTERS, targets, seed=1)
     assert not torch.equal(training.model.centers, before)
+
+
+def test_class_weights_reach_the_step_and_its_parts_add_up():
+    targets, losses = torch.eye(3)[[0, 1, 2, 2, 1, 2, 2, 2]], []
+    for settings in ({}, {"class_weights": "inverse_log"}, {"class_weights": "inverse_log", "accumulate": 2}):
+        config = Config(**settings)
+        training = make_training(config, 3)
+        training.model.drop.p = 0.0  # its masks are of a part
+        step_on(training, config, targets)
+        losses.append(float(training.total_loss))
+    assert losses[1] != pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("precision", [FLOAT32, Precision(torch.bfloat16, "test")], ids=["float32", "bfloat16"])

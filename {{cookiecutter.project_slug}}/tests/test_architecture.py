@@ -165,6 +165,10 @@ def test_torchvision_backbones_say_how_to_feed_them():
     assert not has_fixed_input(SHUFFLENET)
     mean, std = input_statistics(build_model(SHUFFLENET, 3, 64).backbone)
     assert (mean, std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    with torch.device("meta"):
+        fixed, free = (build_model(f"torchvision/{name}", 3, 64).backbone for name in ("vit_b_16", "alexnet"))
+    assert fixed.pretrained_cfg["fixed_input_size"]  # what predict.py asks before it makes views of other sizes
+    assert not free.pretrained_cfg["fixed_input_size"]
     with pytest.raises(UserError, match="squeezenet1_0': its classifier is not linear"), torch.device("meta"):
         build_model("torchvision/squeezenet1_0", 3, 64)
 

@@ -3,7 +3,6 @@
 import copy
 
 import pytest
-import timm
 import torch
 
 from kfold.errors import UserError
@@ -76,9 +75,12 @@ def test_stages_cover_every_parameter_once_and_too_many_are_refused(model):
         refuse_too_many_stages(model.backbone, "it", len(stages) + 1)
 
 
-def test_a_resnet_has_the_stem_and_four_stages():
-    stages = stages_of(timm.create_model("test_resnet", num_classes=0))
-    assert [stage[0].split(".")[0] for stage in stages] == ["conv1", "layer1", "layer2", "layer3", "layer4"]
+@pytest.mark.parametrize("backbone", ["test_resnet", "torchvision/resnet18"])
+def test_a_resnet_has_the_stem_and_four_stages(backbone):
+    with torch.device("meta"):
+        stages = stages_of(build_model(backbone, 3, 64).backbone)
+    parts = [{name.removeprefix("network.").split(".")[0] for name in stage} for stage in stages]
+    assert parts == [{"conv1", "bn1"}, {"layer1"}, {"layer2"}, {"layer3"}, {"layer4"}]
 
 
 def test_what_a_backbone_never_trains_stays_so():

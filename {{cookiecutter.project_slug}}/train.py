@@ -38,7 +38,6 @@ from kfold.forecast import TimeForecast, bytes_needed, refuse_full_disk
 from kfold.intervals import score_folds
 from kfold.ledger import read_ledger, record_run
 from kfold.metrics import Metric
-from kfold.model.build import refuse_unknown_backbone
 from kfold.model.weights import copy_weights
 from kfold.report.tables import cv_table
 from kfold.settings import difference
@@ -53,6 +52,7 @@ from kfold.setup import (
     make_recipe,
     make_saver,
     make_terms,
+    refuse_unfit_model,
 )
 from kfold.setup_loss import make_loss
 from kfold.stopping import Stop, parse_seconds
@@ -101,7 +101,7 @@ def main(
     if problems := task_contradictions(config, facts.task):
         raise UserError(problems)
     make_loss(config, facts.task)  # a wrong choice should not touch the run's folder
-    refuse_unknown_backbone(config.backbone)
+    refuse_unfit_model(config, len(targets.names))
 
     if run == "stack":
         raise UserError("a run cannot be called stack: stack.py puts its results there: give it another --name")
@@ -178,7 +178,7 @@ def train_fold(
         + (f" and {len(rows.train_paths) - rows.num_real} pseudo-labelled ones" if config.pseudo_from else "")
         + f", {valid.sum()} to validate, {device.type}, {str(precision.dtype)[6:]} ({precision.reason})"
     )
-    model = make_model(config, len(targets.names), number).to(device)
+    model = make_model(config, facts.task, number, targets.values[~valid]).to(device)
     card = make_card(model, config, facts.task, targets.names, targets.values[~valid])
     optimizer = make_optimizer(config.optimizer, model, config.lr, config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)

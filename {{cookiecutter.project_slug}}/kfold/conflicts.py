@@ -81,6 +81,13 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
         lambda c: c.head != "linear" and c.prior_bias,
         "prior_bias with head={head}: that head has no bias of classes: drop one of them",
     ),
+    *(
+        (
+            lambda c, key=key, default=default: getattr(c, key) != default and c.backbone.startswith("torchvision/"),
+            f"{key}={{{key}}} with backbone={{backbone}}: networks of torchvision have their own: leave it out",
+        )
+        for key, default in (("pooling", "default"), ("drop_path_rate", 0))
+    ),
     # Frozen parts keep what they are, which is random without pretrained weights.
     *(
         (

@@ -25,8 +25,13 @@ from kfold.ensemble.pseudo import PseudoRows
 from kfold.ensemble.pseudo_files import read_pseudo, read_teachers, refuse_unsafe_teacher, teacher_facts
 from kfold.errors import UserError
 from kfold.losses.center import add_centers
-from kfold.model.build import build_model, input_statistics
+from kfold.losses.margin import margin_scale
+from kfold.model.build import build_model, input_statistics, refuse_unknown_backbone
+from kfold.model.network import Architecture, Network
+from kfold.model.prior import set_prior_bias
+from kfold.model.stages import refuse_too_many_stages
 from kfold.model.weights import ModelCard, load_model
+from kfold.model.zero_gamma import set_zero_gamma
 from kfold.seeds import seed_of
 from kfold.setup_loss import make_class_weights, make_loss, make_loss_terms, make_training_loss
 from kfold.stopping import Stop
@@ -126,15 +131,60 @@ def make_batches(
     return train_batches, make_loader(valid_images, valid_order, config.num_workers, device)
 
 
-def make_model(config: Config, num_outputs: int, number: int) -> torch.nn.Module:
-    """The network with its initial weights: the same for the same seed and fold."""
+def make_model(config: Config, task: str, number: int, targets: np.ndarray) -> torch.nn.Module:
+    """The network with its initial weights: the same for the same seed, fold and targets (N, C) of the training rows.
+
+    Raises UserError where the backbone lacks what the settings ask for, or its weights cannot be had.
+    """
     torch.manual_seed(seed_of(config.seed, number, "initial weights"))
-    model = build_model(
-        config.backbone, num_outputs, config.image_size, config.drop_rate, config.pretrained, config.pretrained_path
-    )
+    model = build_network(config, targets.shape[1], config.pretrained)
+    if config.prior_bias:
+        set_prior_bias(model.head, targets, task)
     if config.center_weight:
-        add_centers(model, max(num_outputs, 2), config.image_size)  # binary has one output and two classes
+        add_centers(model, max(targets.shape[1], 2), config.image_size)  # binary has one output and two classes
     return model
+
+
+def build_network(config: Config, num_outputs: int, pretrained: bool) -> Network:
+    model = build_model(
+        config.backbone,
+        num_outputs,
+        config.image_size,
+        config.drop_rate,
+        pretrained,
+        config.pretrained_path if pretrained else "",
+        make_architecture(config, num_outputs),
+        config.drop_path_rate,
+        config.multi_sample_dropout,
+    )
+    set_zero_gamma(model.backbone, config.backbone, config.zero_gamma)
+    refuse_too_many_stages(model.backbone, config.backbone, config.freeze_stages)
+    return model
+
+
+def make_architecture(config: Config, num_outputs: int) -> Architecture:
+    scale = margin_scale(config.margin_scale, num_outputs)
+    return Architecture(config.pooling, config.neck, config.head, scale, config.num_subcenters, config.norm)
+
+
+def refuse_unfit_model(config: Config, num_outputs: int) -> None:
+    """Raise UserError where no network can be made of the settings; nothing is downloaded, and no run begun.
+
+    Some backbones compute with numbers while they are built, which the meta device has not: those are built in memory.
+    """
+    refuse_unknown_backbone(config.backbone)
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device), torch.inference_mode():
+                model = build_network(config, num_outputs, pretrained=False).eval()
+                model(torch.zeros(2, 3, config.image_size, config.image_size))
+            return
+        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    raise UserError(
+        f"backbone '{config.backbone}' at image_size={config.image_size}, pooling={config.pooling}, "
+        f"norm={config.norm} does not work ({reason}): try them one by one"
+    )
 
 
 def make_card(
@@ -145,8 +195,19 @@ def make_card(
     offset, scale = np.zeros(len(names)), np.ones(len(names))
     if task == "regression":
         offset, scale = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-6)
+    architecture = make_architecture(config, len(names))
+    offset, scale = (tuple(map(float, numbers)) for numbers in (offset, scale))
     return ModelCard(
-        config.backbone, config.image_size, task, names, mean, std, tuple(map(float, offset)), tuple(map(float, scale))
+        config.backbone,
+        config.image_size,
+        task,
+        names,
+        mean,
+        std,
+        offset,
+        scale,
+        architecture,
+        config.center_crop,
     )
 
 

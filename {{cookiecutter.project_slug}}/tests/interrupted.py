@@ -37,6 +37,11 @@ OPTIONS = {  # name -> key=value words; each with the loader processes that it i
         "class_weights=effective_number", "ohem_share=0.7", "triplet_weight=1", "center_weight=0.01", "l1_penalty=1e-6",
         "ema_decay=0.9", "select=ema",
     ],
+    "architecture": [
+        "num_workers=1", "pooling=gem", "neck=bnneck", "head=subcenter_arcface", "margin_scale=0", "norm=ibn",
+        "zero_gamma=on", "drop_rate=0.2", "multi_sample_dropout=3", "drop_path_rate=0.2", "accumulate=2",
+        "precision=bfloat16", "ema_decay=0.9", "select=ema",
+    ],
     "mean_teacher": ["num_workers=1", "ema_decay=0.9", "consistency_weight=1.0", "accumulate=2"],
 }  # fmt: skip
 NOT_COMPARED = ("minutes", "images_per_second", "files", "manifest_sha256")  # of a manifest: the first two are times

@@ -12,6 +12,8 @@ CASES = {  # words that contradict each other, and what the line must say; witho
     "zero_gamma=on": "zero_gamma=on would overwrite what pretrained weights learned",
     "norm=group freeze_batch_norm=true": "no BatchNorm is left",
     "head=arcface prior_bias=true": "head=arcface: that head has no bias",
+    "backbone=torchvision/resnet18 pooling=gem": "networks of torchvision have their own",
+    "backbone=torchvision/resnet18 drop_path_rate=0.1": "networks of torchvision have their own",
     "freeze_epochs=1 pretrained=false": "freeze_epochs keeps weights as they are",
     "freeze_stages=1 pretrained=false": "freeze_stages keeps weights as they are",
     "freeze_batch_norm=true pretrained=false": "freeze_batch_norm keeps weights as they are",

@@ -150,10 +150,9 @@ def test_columns_and_single_outputs_become_classes():
 @pytest.mark.parametrize("num_outputs", [1, 3])
 def test_centers_are_of_every_class_and_every_feature_and_leave_batch_norm_alone(num_outputs):
     config = Config(backbone="test_resnet", pretrained=False, image_size=32, center_weight=0.1)
-    model, plain = (
-        make_model(config, num_outputs, 0),
-        make_model(config.model_copy(update={"center_weight": 0.0}), 1, 0),
-    )
+    task, targets = "binary" if num_outputs == 1 else "multiclass", np.zeros((4, num_outputs), np.float32)
+    model = make_model(config, task, 0, targets)
+    plain = make_model(config.model_copy(update={"center_weight": 0.0}), task, 0, targets)
     assert model.centers.shape == (max(num_outputs, 2), model.head.in_features)
     assert "centers" in model.state_dict()  # so the state carries them
     assert model.training

@@ -31,6 +31,10 @@ OPTIONS = {  # name -> key=value words; each with the loader processes that it i
     ],
     "pseudo": ["num_workers=0", "pseudo_from=teacher", "pseudo_threshold=0.0", "cooldown_epochs=1"],
     "distillation": ["num_workers=2", "distill_from=teacher"],
+    "optimisation": [
+        "num_workers=0", "optimizer=adan", "scale_lr=true", "lr=0.05", "layer_decay=0.7", "weight_decay=0.01",
+        "clip_grad=0.5", "accumulate=2", "schedule=plateau", "plateau_patience=0", "early_stopping=2",
+    ],
     "mean_teacher": ["num_workers=1", "ema_decay=0.9", "consistency_weight=1.0", "accumulate=2"],
 }  # fmt: skip
 NOT_COMPARED = ("minutes", "images_per_second", "files", "manifest_sha256")  # of a manifest: the first two are times
@@ -84,9 +88,13 @@ class StopAfter(Stop):
 
 def finish_in_pieces(root: Path, option: str, batches: int) -> int:
     """Train with a stop after so many batches each time; how many stops there were."""
+    return train_in_pieces(root, option, OPTIONS[option], batches)
+
+
+def train_in_pieces(root: Path, run: str, words: list[str], batches: int) -> int:
     for count in range(100):
         try:
-            train_option(root, option, StopAfter(batches))
+            train.main(fold="0", overrides=words, name=run, root=root, stop=StopAfter(batches))
             return count
         except Interrupted:
             pass

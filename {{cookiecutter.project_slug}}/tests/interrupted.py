@@ -23,6 +23,10 @@ OPTIONS = {  # name -> key=value words; each with the loader processes that it i
     "float16": ["num_workers=2", "precision=float16"],
     "accumulate": ["num_workers=4", "accumulate=4"],
     "ema": ["num_workers=0", "ema_decay=0.9", "select=ema", "optimizer=sgd", "lr=0.01"],
+    "optimisation": [
+        "num_workers=0", "optimizer=adan", "scale_lr=true", "lr=0.05", "layer_decay=0.7", "weight_decay=0.01",
+        "clip_grad=0.5", "accumulate=2", "schedule=plateau", "plateau_patience=0", "early_stopping=2",
+    ],
     "swa": ["num_workers=2", "swa_from_epoch=1", "select=swa"],
     "snapshots": ["num_workers=0", "schedule=cosine_cycles", "num_cycles=3", "select=snapshots"],
     "everything": [
@@ -31,10 +35,6 @@ OPTIONS = {  # name -> key=value words; each with the loader processes that it i
     ],
     "pseudo": ["num_workers=0", "pseudo_from=teacher", "pseudo_threshold=0.0", "cooldown_epochs=1"],
     "distillation": ["num_workers=2", "distill_from=teacher"],
-    "optimisation": [
-        "num_workers=0", "optimizer=adan", "scale_lr=true", "lr=0.05", "layer_decay=0.7", "weight_decay=0.01",
-        "clip_grad=0.5", "accumulate=2", "schedule=plateau", "plateau_patience=0", "early_stopping=2",
-    ],
     "mean_teacher": ["num_workers=1", "ema_decay=0.9", "consistency_weight=1.0", "accumulate=2"],
 }  # fmt: skip
 NOT_COMPARED = ("minutes", "images_per_second", "files", "manifest_sha256")  # of a manifest: the first two are times

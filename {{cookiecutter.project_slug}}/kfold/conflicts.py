@@ -40,6 +40,10 @@ NEEDS: dict[str, tuple[str, Callable[["Config"], bool]]] = {
     "fbeta": ("loss=soft_fbeta", lambda c: "soft_fbeta" in c.loss),
     "triplet_margin": ("triplet_weight above 0", lambda c: c.triplet_weight > 0),
     "decay_all": ("weight_decay above 0", lambda c: c.weight_decay > 0),
+    "warmup_epochs": (
+        "another schedule than one_cycle, which rises by itself",
+        lambda c: c.schedule != "one_cycle",
+    ),
     "num_cycles": ("schedule=cosine_cycles", lambda c: c.schedule == "cosine_cycles"),
     "step_epochs": ("schedule=step", lambda c: c.schedule == "step"),
     "step_factor": ("schedule=step", lambda c: c.schedule == "step"),
@@ -201,12 +205,16 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
     ),
     (lambda c: c.min_lr > c.lr, "min_lr={min_lr} is above lr={lr}"),
     (
-        lambda c: c.schedule == "step" and not c.step_epochs,
-        "schedule=step needs step_epochs, after which lr falls, such as step_epochs=[{epochs}]",
+        lambda c: c.scale_lr and c.lr >= c.min_lr > c.peak_lr,
+        "min_lr={min_lr} is above lr={lr} x batch_size={batch_size} / 256 (scale_lr)",
     ),
     (
-        lambda c: list(c.step_epochs) != sorted(set(c.step_epochs)) or max(c.step_epochs, default=0) > c.epochs,
-        "step_epochs={step_epochs} must grow, up to epochs={epochs}",
+        lambda c: c.schedule == "step" and not c.step_epochs,
+        "schedule=step needs step_epochs, after which lr falls, such as step_epochs=[6,9] of 10",
+    ),
+    (
+        lambda c: list(c.step_epochs) != sorted(set(c.step_epochs)) or max(c.step_epochs, default=0) >= c.epochs,
+        "step_epochs={step_epochs} must grow, and end before epochs={epochs}: after the last one no lr is left to fall",
     ),
     *(
         (
@@ -220,6 +228,11 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
             ("progressive", lambda c: bool(c.progressive)),
             ("cooldown_epochs", lambda c: c.cooldown_epochs > 0),
         )
+    ),
+    (
+        lambda c: c.early_stopping > 0 and bool(c.pseudo_from),
+        "early_stopping with pseudo_from: a round of pseudo-labels is judged by its score, which would be optimistic: "
+        "drop one of them",
     ),
     (
         lambda c: c.swa_from_epoch > c.epochs,

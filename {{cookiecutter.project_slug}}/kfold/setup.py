@@ -38,8 +38,10 @@ from kfold.stopping import Stop
 from kfold.training.averaging import make_ema, make_swa
 from kfold.training.loop import Recipe
 from kfold.training.objective import Objective
+from kfold.training.optimizers import make_optimizer
 from kfold.training.precision import Precision
 from kfold.training.saver import Saver
+from kfold.training.schedules import Curve
 from kfold.training.state import Averages, Training
 from kfold.training.terms import Term, consistency, distillation, endless_pairs
 
@@ -226,16 +228,41 @@ def make_objective(
     )
 
 
+def make_optimizer_of(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    return make_optimizer(
+        config.optimizer,
+        model,
+        config.peak_lr,
+        config.weight_decay,
+        config.decay_all,
+        config.backbone_lr,
+        config.layer_decay,
+    )
+
+
 def make_recipe(config: Config, number: int) -> Recipe:
+    curve = Curve(
+        config.step_epochs,
+        config.step_factor,
+        config.plateau_patience,
+        config.plateau_factor,
+        config.polynomial_power,
+        config.decay_rate,
+    )
     return Recipe(
         config.epochs,
-        config.lr,
+        config.peak_lr,
         config.min_lr,
         config.schedule,
         config.num_cycles,
         config.warmup_epochs,
         config.seed,
         number,
+        curve,
+        config.clip_grad,
+        config.freeze_epochs,
+        config.freeze_stages,
+        config.freeze_batch_norm,
     )
 
 

@@ -24,6 +24,10 @@ OPTIONS = {  # name -> key=value words; each with the loader processes that it i
     "float16": ["num_workers=2", "precision=float16"],
     "accumulate": ["num_workers=4", "accumulate=4"],
     "ema": ["num_workers=0", "ema_decay=0.9", "select=ema", "optimizer=sgd", "lr=0.01"],
+    "optimisation": [
+        "num_workers=0", "optimizer=adan", "scale_lr=true", "lr=0.05", "layer_decay=0.7", "weight_decay=0.01",
+        "clip_grad=0.5", "accumulate=2", "schedule=plateau", "plateau_patience=0", "early_stopping=2",
+    ],
     "swa": ["num_workers=2", "swa_from_epoch=1", "select=swa"],
     "snapshots": ["num_workers=0", "schedule=cosine_cycles", "num_cycles=3", "select=snapshots"],
     "everything": [
@@ -96,6 +100,11 @@ class StopAfter(Stop):
 def finish_in_pieces(root: Path, option: str, batches: int) -> int:
     """Train with a stop after so many batches each time; how many stops there were."""
     return in_pieces(lambda stop: train_option(root, option, stop), batches)
+
+
+def train_in_pieces(root: Path, run: str, words: list[str], batches: int) -> int:
+    """The same for a run of any words."""
+    return in_pieces(lambda stop: train.main(fold="0", overrides=words, name=run, root=root, stop=stop), batches)
 
 
 def in_pieces(start: Callable[[Stop], None], batches: int) -> int:

@@ -41,7 +41,7 @@ from kfold.metrics import Metric
 from kfold.report.ablation import Ablation, Outcome, ablation_csv, best_first, markdown, terminal_table
 from kfold.report.pictures import effects_picture
 from kfold.report.spreadsheet import to_spreadsheet
-from kfold.runs import by_name
+from kfold.runs import by_name, is_optimistic
 from kfold.seals import write_sealed
 from kfold.stopping import Stop, describe_seconds, parse_seconds
 
@@ -86,7 +86,8 @@ def main(
     artifacts.refuse_odd_name(name)
     numbers_of_seeds = parse_seeds(seeds)
     every = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
-    refuse_wrong = partial(train.refuse_wrong_choices, facts=facts)
+    num_outputs = len(competition.decode_targets(every.table, facts).names)
+    refuse_wrong = partial(train.refuse_wrong_choices, facts=facts, num_outputs=num_outputs)
     variants = plan_variants(config_path, base, switches, facts, every.stamp, refuse_wrong)
     folds = take_rows(every, variants[0].config.limit)
     numbers = choose_folds(fold, folds, variants[0])
@@ -229,7 +230,7 @@ def compare(job: Job, command: str) -> Ablation:
         seeds=tuple(job.seeds),
         baseline=tuple(map(float, baseline.scores[:, 0])),
         outcomes=best_first(outcomes),
-        is_optimistic=any(v.config.select == "best" or v.config.early_stopping > 0 for v in job.variants),
+        is_optimistic=any(is_optimistic(job.workspace, variant.run(job.seeds[0])) for variant in job.variants),
         versions=artifacts.environment(),
     )
 

@@ -192,7 +192,7 @@ def settings(tmp_path_factory) -> Path:
 def plan(root: Path, switches: list[str], base: list[str] = (), stamp: str = "folds"):
     facts = load_competition(root / "competition.yaml")
     config_path = root / "configs" / "baseline.yaml"
-    return plan_variants(config_path, base, switches, facts, stamp, lambda c: train.refuse_wrong_choices(c, facts))
+    return plan_variants(config_path, base, switches, facts, stamp, lambda c: train.refuse_wrong_choices(c, facts, 10))
 
 
 def test_every_mistake_of_every_switch_is_named_at_once(settings):
@@ -503,11 +503,12 @@ def test_regression_on_all_folds_of_a_trial_with_groups(plain, tmp_path, monkeyp
         return resampled_scores(metric, targets, predictions, groups)
 
     monkeypatch.setattr(ablate, "resampled_scores", note)
-    ablate.main(["lr=0.02"], fold="all", seeds="2", base=["limit=18"], root=root)
+    ablate.main(["select=best"], fold="all", seeds="2", base=["limit=18"], root=root)
     output = capsys.readouterr().out
     assert "rmse (smaller is better) of fold 0, 1, 2: 18 rows" in output
     assert "in groups, which are resampled whole" in output
     assert "2 seeds: the intervals are rough" in output
+    assert "optimistic: select=best" in output
     assert len(seen) == 4
     assert all(len(groups) == 18 > len(set(groups)) for groups in seen)
     assert not Workspace(root).ledger_path.exists()

@@ -16,6 +16,7 @@ each epoch) and ends with the same bytes. SIGTERM, Ctrl-C and --time-limit save 
 import argparse
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import competition
 from kfold import artifacts
 from kfold.adopt import adopt_run
 from kfold.artifacts import Workspace
+from kfold.cleaning import drop_doubtful
 from kfold.config import Competition, Config, load_competition, load_config
 from kfold.conflicts import task_contradictions
 from kfold.data.folds import Folds, read_folds, take_rows
@@ -35,6 +37,7 @@ from kfold.errors import UserError, run_stage
 from kfold.files import locked
 from kfold.finish import predict_file, write_log, write_results, write_skipped, write_snapshot, write_weights
 from kfold.forecast import TimeForecast, bytes_needed, refuse_full_disk
+from kfold.inputs import make_mixer, refuse_fixed_input, with_input
 from kfold.intervals import score_folds
 from kfold.ledger import read_ledger, record_run
 from kfold.metrics import Metric
@@ -102,6 +105,7 @@ def main(
         raise UserError(problems)
     choose_loss(config.loss[0], facts.task)  # a wrong choice should not touch the run's folder
     refuse_unknown_backbone(config.backbone)
+    refuse_fixed_input(config)
 
     if run == "stack":
         raise UserError("a run cannot be called stack: stack.py puts its results there: give it another --name")
@@ -172,7 +176,8 @@ def train_fold(
     valid = folds.fold == number
     truth = targets.values[valid]
     rows = gather_rows(workspace, run, number, facts, config, folds, targets)
-    train_batches, valid_batches = make_batches(rows, config, number, device)
+    rows = drop_doubtful(workspace, run, number, facts, config, folds, targets, rows, device, precision, stop)
+    train_batches, valid_batches = make_batches(rows, facts.task, config, number, device)
     print(
         f"run {run}, {fold_name(number)}: {config.backbone} at {config.image_size} px, {rows.num_real} rows to train"
         + (f" and {len(rows.train_paths) - rows.num_real} pseudo-labelled ones" if config.pseudo_from else "")
@@ -180,6 +185,7 @@ def train_fold(
     )
     model = make_model(config, len(targets.names), number).to(device)
     card = make_card(model, config, facts.task, targets.names, targets.values[~valid])
+    card = with_input(card, config, rows.train_paths[: rows.num_real])
     optimizer = make_optimizer(config.optimizer, model, config.lr, config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
     training = Training(model, optimizer, scaler, make_averages(model, config), config.accumulate)
@@ -196,6 +202,7 @@ def train_fold(
     first_step, num_steps = order.steps_before(training.epoch, training.batch), order.steps_before(config.epochs)
     terms = make_terms(model, training.averages, teachers, rows, card, config, number, device, precision, first_step)
     objective = make_objective(config, facts.task, terms, bool(teachers))
+    objective = replace(objective, mix=make_mixer(config))
     forecast = TimeForecast(
         num_steps,
         num_steps - first_step,

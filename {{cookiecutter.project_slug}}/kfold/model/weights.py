@@ -26,6 +26,7 @@ class ModelCard:
     std: tuple[float, ...]
     offset: tuple[float, ...]  # C: regression outputs are scale * logits + offset; 0 and 1 for the other tasks
     scale: tuple[float, ...]
+    center_crop: float = 1.0  # share of the side that validation and test images keep
 
 
 def copy_weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -36,7 +36,7 @@ def test_doubts_are_the_losses_of_the_labels():
     assert np.isfinite(label_losses(np.eye(2), 1 - np.eye(2), "multiclass")).all()
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 80), st.integers(1, 8), st.floats(0, 0.49), st.integers(0, 1000))
 def test_the_share_is_dropped_the_most_doubtful_of_each_class_and_no_class_loses_more_than_half(
     num_rows, num_classes, share, seed
@@ -51,7 +51,7 @@ def test_the_share_is_dropped_the_most_doubtful_of_each_class_and_no_class_loses
             assert doubts[inside & taken].min() > doubts[inside & ~taken].max()
         assert 0 <= taken[inside].sum() - int(share * inside.sum() + 1e-9) <= 1
         assert 2 * taken[inside].sum() <= inside.sum()
-    if min(np.bincount(classes, minlength=num_classes)) >= 4:
+    if share <= 0.25 and min(np.bincount(classes, minlength=num_classes)) >= 4:  # the half is no limit then
         assert taken.sum() == int(share * num_rows + 1e-9)
 
 

@@ -159,7 +159,7 @@ def train_missing(job: Job) -> None:
         try:
             train_one(job, variant, seed, number)
         except UserError as error:
-            job.failed[variant.name] = f"seed {seed}, fold {number}: {'; '.join(error.problems)}"
+            job.failed[variant.name] = f"seed {seed}, fold {number}: {to_line(job, error)}"
         except Exception as error:  # a fault of the code of one switch should not cost the night of the others
             traceback.print_exc()
             job.failed[variant.name] = f"seed {seed}, fold {number}: {type(error).__name__}: {error}"
@@ -168,6 +168,11 @@ def train_missing(job: Job) -> None:
             print(f"{what} failed: {job.failed[variant.name]}")
         if BASELINE in job.failed:
             raise UserError(f"the baseline failed, so there is nothing to compare with: {job.failed[BASELINE]}")
+
+
+def to_line(job: Job, error: UserError) -> str:
+    """For a table that is pasted elsewhere: paths as seen from the repository."""
+    return "; ".join(error.problems).replace(f"{job.workspace.root}/", "")
 
 
 def is_done(job: Job, variant: Variant, seed: int, number: int) -> bool:
@@ -214,7 +219,7 @@ def compare(job: Job, command: str) -> Ablation:
         except UserError as error:
             if variant.name == BASELINE:
                 raise
-            job.failed[variant.name] = "; ".join(error.problems)
+            job.failed[variant.name] = to_line(job, error)
     baseline = measured[BASELINE]
     outcomes = [
         to_outcome(variant.name, measured.get(variant.name), baseline, metric, job.failed.get(variant.name, ""))

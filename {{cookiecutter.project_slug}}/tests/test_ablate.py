@@ -469,7 +469,9 @@ def test_a_changed_out_of_fold_file_fails_its_switch_by_name(copy_of_ablated):
     variant = plan_of(copy_of_ablated)[1]
     path = Workspace(copy_of_ablated).predictions_path(variant.run(2), 0, "oof")
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"switch 'lr=1e-9 min_lr=1e-9' failed: runs/ablations/\S+oof\.parquet: damaged or changed"):
+    with pytest.raises(
+        UserError, match=r"switch 'lr=1e-9 min_lr=1e-9' failed: runs/ablations/\S+oof\.parquet: damaged or changed"
+    ):
         ablate.main(SWITCHES, seeds=SEEDS, root=copy_of_ablated)
 
 

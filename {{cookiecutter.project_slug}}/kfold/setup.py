@@ -352,6 +352,7 @@ def load_teachers(
     """
     teachers = {}
     for run in getattr(config, key):
+        artifacts.refuse_ablation(run)
         folder = workspace.fold_dir(run, number)
         manifest = artifacts.read_manifest(folder)
         if manifest is None:

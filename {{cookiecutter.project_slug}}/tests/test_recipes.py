@@ -32,7 +32,7 @@ def competitions(tmp_path_factory):
     def competition_of(task: str) -> Path:
         if task not in made:
             root = tmp_path_factory.mktemp(task)
-            made[task] = prepare(root, task, 54, 12, epochs=3, batch_size=12, warmup_epochs=0.5, hflip=False)
+            made[task] = prepare(root, task, 54, 12, epochs=3, batch_size=12, hflip=False)
             save_file(timm.create_model("test_resnet").state_dict(), root / "pretrained.safetensors")
         return made[task]
 

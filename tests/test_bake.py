@@ -72,7 +72,8 @@ def test_every_choice_bakes_settings_that_load(bake, key, value):
     if key in ("task", "metric"):
         assert getattr(facts, key) == value
     configs = {path.stem: load_config(path) for path in (project / "configs").glob("*.yaml")}
-    assert {"baseline", "resnet18", "efficientnet_b0"} <= set(configs)
+    recipes = {"fast_baseline", "bag_of_tricks", "strong_finish"}
+    assert {"baseline", "resnet18", "efficientnet_b0"} | recipes == set(configs)
     if key == "backbone":
         assert configs["baseline"].backbone == value
     if key == "start_with":

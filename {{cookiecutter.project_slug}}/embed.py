@@ -161,8 +161,8 @@ def write_embeddings(path: Path, ids: list[str], values: np.ndarray, request: di
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="resnet18", help="any name of timm.list_models() (default: resnet18)")
-    parser.add_argument("--pretrained-path", default="", help="local weights in timm's names, not a download")
+    parser.add_argument("--backbone", default="resnet18", help="a timm name, or torchvision/<name> (default: resnet18)")
+    parser.add_argument("--pretrained-path", default="", help="local weights in the library's names, not a download")
     parser.add_argument("--image-size", type=int, default=224, help="pixels (default: 224)")
     parser.add_argument("--random-weights", action="store_true", help="untrained features, to try the stage offline")
     parser.add_argument("--overwrite", action="store_true", help="make embeddings.parquet anew")

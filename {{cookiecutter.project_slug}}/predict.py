@@ -24,7 +24,7 @@ from kfold.artifacts import ALL_DATA, Workspace
 from kfold.config import Config, load_competition, load_config
 from kfold.data.folds import read_folds, take_rows
 from kfold.data.tables import read_test_ids
-from kfold.ensemble.choice import choice_table, compare_candidates, read_wishes
+from kfold.ensemble.choice import OPTIMISTIC, choice_table, compare_candidates, read_wishes
 from kfold.ensemble.tta import TTA_TRANSFORMS
 from kfold.errors import UserError, run_stage
 from kfold.files import locked
@@ -34,6 +34,7 @@ from kfold.ledger import COLUMNS, read_ledger, record_run
 from kfold.model.build import has_fixed_input
 from kfold.predictions import Predictions, ids_sha256, write_predictions
 from kfold.report.spreadsheet import to_spreadsheet
+from kfold.runs import OPTIMISM
 from kfold.seals import write_sealed
 
 ROOT = Path(__file__).resolve().parent
@@ -139,6 +140,7 @@ def choose(job: Job, kinds: Sequence[str], views: Sequence[str]) -> tuple[str, s
     print(
         f"run {job.run}, out of fold, weights={kind}, tta={view}: {job.metric.name} {taken['score']:.5f}, 95% interval "
         f"{taken['low']:.5f} to {taken['high']:.5f}, {taken['milliseconds']:.2f} ms an image"
+        + (f"; {OPTIMISM}" if kind in OPTIMISTIC or job.config.early_stopping else "")
     )
     if len(job.numbers) == job.folds.num_folds:
         update_ledger(job, out_of_fold(job, kind, view).predictions)

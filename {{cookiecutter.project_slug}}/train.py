@@ -41,7 +41,6 @@ from kfold.forecast import TimeForecast, bytes_needed, refuse_full_disk
 from kfold.intervals import score_folds
 from kfold.ledger import read_ledger, record_run
 from kfold.metrics import Metric
-from kfold.model.build import refuse_unknown_backbone
 from kfold.model.weights import copy_weights
 from kfold.rehearsal.cast import Scene
 from kfold.rehearsal.rehearse import rehearse
@@ -55,15 +54,18 @@ from kfold.setup import (
     make_card,
     make_model,
     make_objective,
+    make_optimizer_of,
     make_recipe,
     make_saver,
     make_terms,
+    refuse_unfit_model,
 )
+from kfold.setup_loss import make_loss
 from kfold.stopping import Stop, parse_seconds
+from kfold.training.early_stopping import is_stalled
 from kfold.training.loop import fit
-from kfold.training.losses import choose_loss
 from kfold.training.memory import is_full_memory
-from kfold.training.optimizers import make_optimizer
+from kfold.training.optimizers import NUM_MOMENTS
 from kfold.training.precision import choose_device, choose_precision, make_deterministic
 from kfold.training.schedules import cycle_ends
 from kfold.training.state import EpochResult, Training
@@ -109,8 +111,8 @@ def main(
     metric = competition.metric(facts)
     if problems := task_contradictions(config, facts.task):
         raise UserError(problems)
-    choose_loss(config.loss[0], facts.task)  # a wrong choice should not touch the run's folder
-    refuse_unknown_backbone(config.backbone)
+    make_loss(config, facts.task)  # a wrong choice should not touch the run's folder
+    refuse_unfit_model(config, len(targets.names))
 
     if run == "stack":
         raise UserError("a run cannot be called stack: stack.py puts its results there: give it another --name")
@@ -151,6 +153,8 @@ def choose_folds(wish: str, folds: Folds, config: Config) -> list[int]:
     if wish == "all-data":
         if config.select == "best":
             raise UserError("--fold all-data holds no row out, so there is no best epoch: use select=last, ema or swa")
+        if config.early_stopping:
+            raise UserError("--fold all-data holds no row out to stop by: use early_stopping=0, and epochs=<as many>")
         return [artifacts.ALL_DATA]
     if not wish.isdecimal() or int(wish) >= folds.num_folds:
         raise UserError(f"--fold {wish}: folds.csv has folds 0 to {folds.num_folds - 1}, or say all, or all-data")
@@ -190,24 +194,25 @@ def train_fold(
         + (f" and {len(rows.train_paths) - rows.num_real} pseudo-labelled ones" if config.pseudo_from else "")
         + f", {valid.sum()} to validate, {device.type}, {str(precision.dtype)[6:]} ({precision.reason})"
     )
-    model = make_model(config, len(targets.names), number).to(device)
+    model = make_model(config, facts.task, number, targets.values[~valid]).to(device)
     card = make_card(model, config, facts.task, targets.names, targets.values[~valid])
-    optimizer = make_optimizer(config.optimizer, model, config.lr, config.weight_decay)
+    optimizer = make_optimizer_of(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
     training = Training(model, optimizer, scaler, make_averages(model, config), config.accumulate)
     teachers = load_teachers(workspace, number, config, folds.stamp)
     recipe = make_recipe(config, number)
     ends = cycle_ends(config.epochs, config.num_cycles) if config.schedule == "cosine_cycles" else []
 
-    needed = bytes_needed(model, optimizer, training.averages, len(ends), folds_left, workspace.fold_dir(run, number))
-    print(f"  forecast: {refuse_full_disk(workspace.fold_dir(run, number), needed)}")
+    num_moments, folder = NUM_MOMENTS[config.optimizer], workspace.fold_dir(run, number)
+    needed = bytes_needed(model, num_moments, training.averages, len(ends), folds_left, folder)
+    print(f"  forecast: {refuse_full_disk(folder, needed)}")
     saver = make_saver(workspace, run, number, training, config, folds.stamp, rows, teachers, device, precision, stop)
     if resumed := saver.restore():
         print(f"  {resumed}")
     order: EpochOrder = train_batches.batch_sampler
     first_step, num_steps = order.steps_before(training.epoch, training.batch), order.steps_before(config.epochs)
     terms = make_terms(model, training.averages, teachers, rows, card, config, number, device, precision, first_step)
-    objective = make_objective(config, facts.task, terms, bool(teachers))
+    objective = make_objective(config, facts.task, terms, bool(teachers), rows)
     forecast = TimeForecast(
         num_steps,
         num_steps - first_step,
@@ -227,7 +232,8 @@ def train_fold(
 
     try:
         for result in fit(
-            training, card, objective, train_batches, valid_batches, score, recipe, device, precision, between_batches
+            training, card, objective, train_batches, valid_batches, score, recipe, device, precision, between_batches,
+            partial(is_stalled, patience=config.early_stopping, better=metric.better),
         ):  # fmt: skip
             if result.epoch in ends:
                 write_snapshot(workspace, run, number, ends.index(result.epoch) + 1, training, card)
@@ -240,6 +246,8 @@ def train_fold(
     finally:
         write_skipped(workspace.skipped_path(run, number), training, rows.train_ids)
 
+    if training.epoch < config.epochs:
+        print(f"  ended after epoch {training.epoch}: {config.early_stopping} epochs without a better {metric.name}")
     write_log(workspace.log_path(run, number), training)
     kinds = write_weights(workspace, run, number, training, card, recipe, train_batches, device, stop.check)
     facts_of_fold = {
@@ -247,6 +255,7 @@ def train_fold(
         "device": device.type,
         "precision": str(precision.dtype)[6:],
         "metric": metric.name,
+        "length_from_validation": config.early_stopping > 0,
         "minutes": round(sum(result.seconds for result in training.log) / 60, 3),
         "images_per_second": round(float(np.median([result.images_per_second for result in training.log])), 1),
         "teachers": {name: teacher.weights_sha256 for name, teacher in teachers.items()},
@@ -282,6 +291,8 @@ def summarize(
     print(f"\nrun {run}, out of fold, {origin}:\n{cv_table(metric.name, scores)}")
     if config.select == "best":
         print("  optimistic: select=best chose the epoch on the fold that it is scored on; select=last does not")
+    if config.early_stopping:
+        print("  optimistic: early_stopping chose the length on the fold that is scored; early_stopping=0 does not")
     if trained or run not in {row["run"] for row in read_ledger(workspace.ledger_path)}:  # killed before its row
         baseline_path = workspace.run_config_path("baseline")
         baseline = load_config(baseline_path) if baseline_path.exists() else Config()

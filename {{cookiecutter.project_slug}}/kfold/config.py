@@ -245,6 +245,11 @@ class Config(Settings):
             raise Contradictions(problems)
         return self
 
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at the schedule's peak (scale_lr: Goyal and others, arxiv.org/abs/1706.02677)."""
+        return self.lr * self.batch_size / 256 if self.scale_lr else self.lr
+
 
 def load_competition(path: Path) -> Competition:
     """Read competition.yaml. Raises UserError that lists every problem."""

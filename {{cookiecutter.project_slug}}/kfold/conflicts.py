@@ -40,6 +40,10 @@ NEEDS: dict[str, tuple[str, Callable[["Config"], bool]]] = {
     "fbeta": ("loss=soft_fbeta", lambda c: "soft_fbeta" in c.loss),
     "triplet_margin": ("triplet_weight above 0", lambda c: c.triplet_weight > 0),
     "decay_all": ("weight_decay above 0", lambda c: c.weight_decay > 0),
+    "warmup_epochs": (
+        "another schedule than one_cycle, which rises by itself",
+        lambda c: c.schedule != "one_cycle",
+    ),
     "num_cycles": ("schedule=cosine_cycles", lambda c: c.schedule == "cosine_cycles"),
     "step_epochs": ("schedule=step", lambda c: c.schedule == "step"),
     "step_factor": ("schedule=step", lambda c: c.schedule == "step"),
@@ -80,6 +84,13 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
     (
         lambda c: c.head != "linear" and c.prior_bias,
         "prior_bias with head={head}: that head has no bias of classes: drop one of them",
+    ),
+    *(
+        (
+            lambda c, key=key, default=default: getattr(c, key) != default and c.backbone.startswith("torchvision/"),
+            f"{key}={{{key}}} with backbone={{backbone}}: networks of torchvision have their own: leave it out",
+        )
+        for key, default in (("pooling", "default"), ("drop_path_rate", 0))
     ),
     # Frozen parts keep what they are, which is random without pretrained weights.
     *(
@@ -126,7 +137,6 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
         for what, is_soft in (
             ("mixing", lambda c: bool(c.mixing)),
             ("label_smoothing", lambda c: c.label_smoothing > 0),
-            ("pseudo_targets=soft", lambda c: bool(c.pseudo_from) and c.pseudo_targets == "soft"),
         )
     ),
     *(
@@ -161,7 +171,12 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
         for what, is_on in (
             ("ohem_share", lambda c: c.ohem_share < 1),
             ("class_weights", lambda c: c.class_weights != "none"),
+            ("pseudo_from", lambda c: bool(c.pseudo_from)),  # a label that is not sure has a weight of 0
         )
+    ),
+    (
+        lambda c: "soft_fbeta" in c.loss and c.label_smoothing > 0,
+        "loss=soft_fbeta with label_smoothing: no class would be absent from a batch any more: drop one of them",
     ),
     (
         lambda c: c.class_weights != "none" and c.sampler != "shuffled",
@@ -190,12 +205,16 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
     ),
     (lambda c: c.min_lr > c.lr, "min_lr={min_lr} is above lr={lr}"),
     (
-        lambda c: c.schedule == "step" and not c.step_epochs,
-        "schedule=step needs step_epochs, after which lr falls, such as step_epochs=[{epochs}]",
+        lambda c: c.scale_lr and c.lr >= c.min_lr > c.peak_lr,
+        "min_lr={min_lr} is above lr={lr} x batch_size={batch_size} / 256 (scale_lr)",
     ),
     (
-        lambda c: list(c.step_epochs) != sorted(set(c.step_epochs)) or max(c.step_epochs, default=0) > c.epochs,
-        "step_epochs={step_epochs} must grow, up to epochs={epochs}",
+        lambda c: c.schedule == "step" and not c.step_epochs,
+        "schedule=step needs step_epochs, after which lr falls, such as step_epochs=[6,9] of 10",
+    ),
+    (
+        lambda c: list(c.step_epochs) != sorted(set(c.step_epochs)) or max(c.step_epochs, default=0) >= c.epochs,
+        "step_epochs={step_epochs} must grow, and end before epochs={epochs}: after the last one no lr is left to fall",
     ),
     *(
         (
@@ -209,6 +228,11 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
             ("progressive", lambda c: bool(c.progressive)),
             ("cooldown_epochs", lambda c: c.cooldown_epochs > 0),
         )
+    ),
+    (
+        lambda c: c.early_stopping > 0 and bool(c.pseudo_from),
+        "early_stopping with pseudo_from: a round of pseudo-labels is judged by its score, which would be optimistic: "
+        "drop one of them",
     ),
     (
         lambda c: c.swa_from_epoch > c.epochs,

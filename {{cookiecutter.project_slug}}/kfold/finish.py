@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from kfold.predictions import Predictions, write_predictions
 from kfold.report.spreadsheet import to_spreadsheet
 from kfold.seeds import seed_of
 from kfold.training.averaging import refresh_batch_norm
-from kfold.training.loop import Recipe
+from kfold.training.loop import Recipe, keep_frozen
 from kfold.training.precision import Precision
 from kfold.training.predicting import predict_logits, same, to_target_units
 from kfold.training.state import Training
@@ -99,7 +100,7 @@ def refresh_statistics(
             yield normalize(batch.images.to(device), card.mean, card.std)
             between_batches()
 
-    refresh_batch_norm(average, images())
+    refresh_batch_norm(average, images(), partial(keep_frozen, recipe=recipe, epoch=recipe.epochs))
 
 
 def predict_file(

@@ -17,7 +17,7 @@ VALID_COST = 1 / 3  # of a validation image to a training image: it goes forward
 
 def bytes_needed(
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    num_moments: float,
     averages: Averages,
     num_snapshots: int,
     num_folds: int,
@@ -25,15 +25,15 @@ def bytes_needed(
 ) -> int:
     """Disk space of the folds' weights files, and of three states of one fold (two, and the one being written).
 
-    What lies in `folder`, the fold's own, is there already.
+    num_moments: numbers that the optimizer keeps for each number of the model. What lies in `folder`, the fold's own,
+    is there already.
     """
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     num_averages = sum(average is not None for average in (averages.ema, averages.swa))
-    num_moments = 2 if isinstance(optimizer, torch.optim.Adam) else 1  # AdamW is one, too
     num_weights = 2 + num_averages + num_snapshots  # last, best
     in_state = 2 + num_moments + num_averages  # the model, and its best weights
     there = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    return max(0, size * (num_weights * num_folds + 3 * in_state) - there)
+    return max(0, round(size * (num_weights * num_folds + 3 * in_state)) - there)
 
 
 def refuse_full_disk(folder: Path, needed: int) -> str:

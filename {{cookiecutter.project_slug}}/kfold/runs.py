@@ -19,7 +19,10 @@ from kfold.predictions import Predictions
 from kfold.seals import refuse_broken_seal
 from kfold.strict_yaml import read_yaml
 
-OPTIMISM = "its score is optimistic, its epochs were chosen on these rows (predict.py --weights last does not)"
+OPTIMISM = (
+    "its score is optimistic, its epochs were chosen on these rows "
+    "(not so with predict.py --weights last of a run without early_stopping)"
+)
 
 
 def run_limit(workspace: Workspace, run: str) -> int:
@@ -106,10 +109,15 @@ def num_models(workspace: Workspace, run: str) -> int:
 def is_optimistic(workspace: Workspace, run: str) -> bool:
     """Whether the run, or one that it stands on, predicts with epochs that were chosen on the rows it is scored on."""
     return any(
-        (artifacts.read_manifest(workspace.fold_dir(name, fold)) or {}).get("kind") == "best"
+        knows_its_rows(artifacts.read_manifest(workspace.fold_dir(name, fold)) or {})
         for name in artifacts.runs_within(workspace, run)
         for fold in workspace.trained_folds(name)
     )
+
+
+def knows_its_rows(manifest: Mapping) -> bool:
+    """Whether the fold's model was the best epoch of these rows, or stopped by them."""
+    return manifest.get("kind") == "best" or bool(manifest.get("length_from_validation"))
 
 
 def refuse_rejected(workspace: Workspace, run: str) -> None:

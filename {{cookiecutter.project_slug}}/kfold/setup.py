@@ -24,16 +24,24 @@ from kfold.data.targets import Targets
 from kfold.ensemble.pseudo import PseudoRows
 from kfold.ensemble.pseudo_files import read_pseudo, read_teachers, refuse_unsafe_teacher, teacher_facts
 from kfold.errors import UserError
-from kfold.model.build import build_model, input_statistics
+from kfold.losses.center import add_centers
+from kfold.losses.margin import margin_scale
+from kfold.model.build import build_model, input_statistics, refuse_unknown_backbone
+from kfold.model.network import Architecture, Network
+from kfold.model.prior import set_prior_bias
+from kfold.model.stages import refuse_too_many_stages
 from kfold.model.weights import ModelCard, load_model
+from kfold.model.zero_gamma import set_zero_gamma
 from kfold.seeds import seed_of
+from kfold.setup_loss import make_class_weights, make_loss, make_loss_terms, make_training_loss
 from kfold.stopping import Stop
 from kfold.training.averaging import make_ema, make_swa
 from kfold.training.loop import Recipe
-from kfold.training.losses import choose_loss
 from kfold.training.objective import Objective
+from kfold.training.optimizers import make_optimizer
 from kfold.training.precision import Precision
 from kfold.training.saver import Saver
+from kfold.training.schedules import Curve
 from kfold.training.state import Averages, Training
 from kfold.training.terms import Term, consistency, distillation, endless_pairs
 
@@ -125,11 +133,59 @@ def make_batches(
     return train_batches, make_loader(valid_images, valid_order, config.num_workers, device)
 
 
-def make_model(config: Config, num_outputs: int, number: int) -> torch.nn.Module:
-    """The network with its initial weights: the same for the same seed and fold."""
+def make_model(config: Config, task: str, number: int, targets: np.ndarray) -> torch.nn.Module:
+    """The network with its initial weights: the same for the same seed, fold and targets (N, C) of the training rows.
+
+    Raises UserError where the backbone lacks what the settings ask for, or its weights cannot be had.
+    """
     torch.manual_seed(seed_of(config.seed, number, "initial weights"))
-    return build_model(
-        config.backbone, num_outputs, config.image_size, config.drop_rate, config.pretrained, config.pretrained_path
+    model = build_network(config, targets.shape[1], config.pretrained)
+    if config.prior_bias:
+        set_prior_bias(model.head, targets, task)
+    if config.center_weight:
+        add_centers(model, max(targets.shape[1], 2), config.image_size)  # binary has one output and two classes
+    return model
+
+
+def build_network(config: Config, num_outputs: int, pretrained: bool) -> Network:
+    model = build_model(
+        config.backbone,
+        num_outputs,
+        config.image_size,
+        config.drop_rate,
+        pretrained,
+        config.pretrained_path if pretrained else "",
+        make_architecture(config, num_outputs),
+        config.drop_path_rate,
+        config.multi_sample_dropout,
+    )
+    set_zero_gamma(model.backbone, config.backbone, config.zero_gamma)
+    refuse_too_many_stages(model.backbone, config.backbone, config.freeze_stages)
+    return model
+
+
+def make_architecture(config: Config, num_outputs: int) -> Architecture:
+    scale = margin_scale(config.margin_scale, num_outputs)
+    return Architecture(config.pooling, config.neck, config.head, scale, config.num_subcenters, config.norm)
+
+
+def refuse_unfit_model(config: Config, num_outputs: int) -> None:
+    """Raise UserError where no network can be made of the settings; nothing is downloaded, and no run begun.
+
+    Some backbones compute with numbers while they are built, which the meta device has not: those are built in memory.
+    """
+    refuse_unknown_backbone(config.backbone)
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device), torch.inference_mode():
+                model = build_network(config, num_outputs, pretrained=False).eval()
+                model(torch.zeros(2, 3, config.image_size, config.image_size))
+            return
+        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    raise UserError(
+        f"backbone '{config.backbone}' at image_size={config.image_size}, pooling={config.pooling}, "
+        f"norm={config.norm} does not work ({reason}): try them one by one"
     )
 
 
@@ -141,26 +197,72 @@ def make_card(
     offset, scale = np.zeros(len(names)), np.ones(len(names))
     if task == "regression":
         offset, scale = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-6)
+    architecture = make_architecture(config, len(names))
+    offset, scale = (tuple(map(float, numbers)) for numbers in (offset, scale))
     return ModelCard(
-        config.backbone, config.image_size, task, names, mean, std, tuple(map(float, offset)), tuple(map(float, scale))
+        config.backbone,
+        config.image_size,
+        task,
+        names,
+        mean,
+        std,
+        offset,
+        scale,
+        architecture,
+        config.center_crop,
     )
 
 
-def make_objective(config: Config, task: str, terms: Sequence[Term], has_teachers: bool) -> Objective:
-    label_weight = 1 - config.distill_weight if has_teachers else 1.0
-    return Objective(choose_loss(config.loss[0], task), label_weight, terms)
+def make_objective(
+    config: Config, task: str, terms: Sequence[Term], has_teachers: bool, rows: TrainingRows
+) -> Objective:
+    """What the fold minimises. Class weights and margins follow the real training rows."""
+    targets = rows.train_targets[: rows.num_real]
+    return Objective(
+        make_training_loss(config, task, targets),
+        1 - config.distill_weight if has_teachers else 1.0,
+        terms,
+        class_weights=make_class_weights(config, task, targets),
+        ohem_share=config.ohem_share,
+        flooding=config.flooding,
+    )
+
+
+def make_optimizer_of(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    return make_optimizer(
+        config.optimizer,
+        model,
+        config.peak_lr,
+        config.weight_decay,
+        config.decay_all,
+        config.backbone_lr,
+        config.layer_decay,
+    )
 
 
 def make_recipe(config: Config, number: int) -> Recipe:
+    curve = Curve(
+        config.step_epochs,
+        config.step_factor,
+        config.plateau_patience,
+        config.plateau_factor,
+        config.polynomial_power,
+        config.decay_rate,
+    )
     return Recipe(
         config.epochs,
-        config.lr,
+        config.peak_lr,
         config.min_lr,
         config.schedule,
         config.num_cycles,
         config.warmup_epochs,
         config.seed,
         number,
+        curve,
+        config.clip_grad,
+        config.freeze_epochs,
+        config.freeze_stages,
+        config.freeze_batch_norm,
     )
 
 
@@ -257,11 +359,11 @@ def make_terms(
     first_step: int,
 ) -> list[Term]:
     """What joins the supervised loss, from this step on."""
-    terms: list[Term] = []
+    terms = make_loss_terms(config, model)
     if teachers:
         refuse_other_outputs(teachers, card)
         models = [model for teacher in teachers.values() for model in teacher.models]
-        loss = choose_loss(config.loss[0], card.task)
+        loss = make_loss(config, card.task)
         weight, temperature = config.distill_weight, config.distill_temperature
         terms.append(distillation(models, card, loss, temperature, weight, device, precision))
     if config.consistency_weight:

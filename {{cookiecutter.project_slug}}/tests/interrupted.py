@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +24,10 @@ OPTIONS = {  # name -> key=value words; each with the loader processes that it i
     "float16": ["num_workers=2", "precision=float16"],
     "accumulate": ["num_workers=4", "accumulate=4"],
     "ema": ["num_workers=0", "ema_decay=0.9", "select=ema", "optimizer=sgd", "lr=0.01"],
+    "optimisation": [
+        "num_workers=0", "optimizer=adan", "scale_lr=true", "lr=0.05", "layer_decay=0.7", "weight_decay=0.01",
+        "clip_grad=0.5", "accumulate=2", "schedule=plateau", "plateau_patience=0", "early_stopping=2",
+    ],
     "swa": ["num_workers=2", "swa_from_epoch=1", "select=swa"],
     "snapshots": ["num_workers=0", "schedule=cosine_cycles", "num_cycles=3", "select=snapshots"],
     "everything": [
@@ -31,6 +36,16 @@ OPTIONS = {  # name -> key=value words; each with the loader processes that it i
     ],
     "pseudo": ["num_workers=0", "pseudo_from=teacher", "pseudo_threshold=0.0", "cooldown_epochs=1"],
     "distillation": ["num_workers=2", "distill_from=teacher"],
+    "losses": [
+        "num_workers=0", "loss=[cross_entropy, focal]", "loss_weights=[1, 0.5]", "label_smoothing=0.1", "accumulate=2",
+        "class_weights=effective_number", "ohem_share=0.7", "triplet_weight=1", "center_weight=0.01", "l1_penalty=1e-6",
+        "ema_decay=0.9", "select=ema",
+    ],
+    "architecture": [
+        "num_workers=1", "pooling=gem", "neck=bnneck", "head=subcenter_arcface", "margin_scale=0", "norm=ibn",
+        "zero_gamma=on", "drop_rate=0.2", "multi_sample_dropout=3", "drop_path_rate=0.2", "accumulate=2",
+        "precision=bfloat16", "ema_decay=0.9", "select=ema",
+    ],
     "mean_teacher": ["num_workers=1", "ema_decay=0.9", "consistency_weight=1.0", "accumulate=2"],
 }  # fmt: skip
 NOT_COMPARED = ("minutes", "images_per_second", "files", "manifest_sha256")  # of a manifest: the first two are times
@@ -84,10 +99,20 @@ class StopAfter(Stop):
 
 def finish_in_pieces(root: Path, option: str, batches: int) -> int:
     """Train with a stop after so many batches each time; how many stops there were."""
-    for count in range(100):
+    return in_pieces(lambda stop: train_option(root, option, stop), batches)
+
+
+def train_in_pieces(root: Path, run: str, words: list[str], batches: int) -> int:
+    """The same for a run of any words."""
+    return in_pieces(lambda stop: train.main(fold="0", overrides=words, name=run, root=root, stop=stop), batches)
+
+
+def in_pieces(start: Callable[[Stop], None], batches: int) -> int:
+    """Call `start` with a stop after so many batches until it ends; how many stops there were."""
+    for stops in range(100):
         try:
-            train_option(root, option, StopAfter(batches))
-            return count
+            start(StopAfter(batches))
+            return stops
         except Interrupted:
             pass
     raise AssertionError("it never ends")

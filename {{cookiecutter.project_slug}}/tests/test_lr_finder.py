@@ -118,7 +118,7 @@ def make_training(option):
     if option == "frozen":
         model.backbone.requires_grad_(False)
         model.backbone.bn1.eval()
-    optimizer = make_optimizer("sgd" if option == "sgd" else "adamw", model, 0.1, 0.01)
+    optimizer = make_optimizer("sgd_nesterov" if option == "sgd" else "adamw", model, 0.1, 0.01)
     for group in optimizer.param_groups:
         group["lr_scale"] = 0.5
     scaler = torch.amp.GradScaler("cpu", enabled=option == "scaler", init_scale=1024.0)

@@ -11,6 +11,7 @@ from kfold.training.overfit import (
     is_all_right,
     learn_batch,
     refuse_frozen,
+    refuse_idle_optimizer,
     refuse_odd_targets,
     refuse_wrong_head,
     trained_modules,
@@ -60,9 +61,9 @@ def test_a_frozen_network_is_refused_and_so_is_an_optimizer_of_other_weights():
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
     with pytest.raises(UserError, match="the optimizer has none of the model's weights"):
-        refuse_frozen(model, optimizer)
+        refuse_idle_optimizer(model, optimizer)
     with pytest.raises(UserError, match="no weight has requires_grad"):
-        refuse_frozen(model.requires_grad_(False), optimizer)
+        refuse_frozen(model.requires_grad_(False))
 
 
 # Gradients

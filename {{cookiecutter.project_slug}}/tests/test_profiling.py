@@ -1,15 +1,18 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from kfold.data.loader import Batch, EpochOrder
+from kfold.data.loader import Batch
 from kfold.free_memory import free_memory
 from kfold.rehearsal import profile
+from kfold.rehearsal.cast import repeated
 from kfold.report.rehearsal_pictures import profile_picture
+from kfold.setup import TrainingRows
 from kfold.training.profiling import (
     PARTS,
     Stopwatch,
@@ -99,13 +102,16 @@ def test_timing_ends_at_its_limit_but_not_before_two_steps():
     assert time_parts(batches, lambda batch: None, 5, 0.0, Stopwatch(CPU)) == 2
 
 
-def test_an_order_made_long_has_the_same_rows_equally_often():
-    order = EpochOrder(20, 4, True)
-    profile.make_long(order, 43)
-    assert order.num_batches(0) >= 43
-    rows = [row for batch in order for _, row in batch]
-    assert set(rows) == set(range(20))
-    assert len({rows.count(row) for row in range(20)}) == 1
+@given(st.integers(2, 9), st.integers(0, 5), st.integers(1, 4))
+def test_repeated_rows_are_the_same_rows_equally_often_real_ones_first(num_real, num_pseudo, times):
+    ids = np.arange(num_real + num_pseudo)
+    rows = TrainingRows(ids, ids, ids[:, None], ids[:, None], num_real, ids, ids, ids)
+    many = repeated(rows, times)
+    assert many.num_real == times * num_real
+    assert sorted(many.train_ids) == sorted(ids.tolist() * times)
+    assert (many.train_ids[: many.num_real] < num_real).all()
+    for values in (many.train_paths, many.train_targets[:, 0], many.train_weights[:, 0]):
+        assert np.array_equal(values, many.train_ids)
 
 
 def test_the_whole_run_counts_every_fold_epoch_and_row():

@@ -136,6 +136,17 @@ def test_what_makes_no_sense_with_it_is_refused(root, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "kinds"),
     [
+        (
+            [
+                "optimizer=radam",
+                "lr=0.02",
+                "backbone_lr=0.5",
+                "clip_grad=1",
+                "center_weight=0.001",
+                "class_weights=inverse_log",
+            ],
+            REHEARSALS,
+        ),
         (["optimizer=sgd", "lr=0.05", "accumulate=2", "precision=bfloat16", "num_workers=1"], REHEARSALS),
         (
             ["ema_decay=0.9", "consistency_weight=1.0", "precision=float16", "batch_size=4"],
@@ -283,9 +294,8 @@ def test_equal_images_with_different_labels_are_named(root, monkeypatch):
 
 
 def with_equal_images(make_batches):
-    def equal(rows, config, number, device):
-        paths = np.full_like(rows.train_paths, rows.train_paths[0])
-        return make_batches(replace(rows, train_paths=paths), config, number, device)
+    def equal(rows, *others):
+        return make_batches(replace(rows, train_paths=np.full_like(rows.train_paths, rows.train_paths[0])), *others)
 
     return equal
 

@@ -45,6 +45,7 @@ class TeacherFacts:
     weights_sha256: str
     fitted_on_oof: bool = False
     kind: str = "last"  # of weights
+    length_from_validation: bool = False
 
 
 def teacher_facts(manifest: Mapping) -> TeacherFacts:
@@ -56,6 +57,7 @@ def teacher_facts(manifest: Mapping) -> TeacherFacts:
         manifest["weights_sha256"],
         bool(manifest.get("fitted_on_oof", False)),
         manifest.get("kind", "last"),
+        bool(manifest.get("length_from_validation", False)),
     )
 
 
@@ -91,6 +93,11 @@ def refuse_facts(teacher: TeacherFacts, fold: int, where: str) -> None:
         raise UserError(
             f"{where}: {teacher.run} predicts with the epoch that was best on fold {fold}, so it knows of that fold: "
             f"run predict.py --run {teacher.run} --weights last first"
+        )
+    if teacher.length_from_validation:
+        raise UserError(
+            f"{where}: {teacher.run} stopped by its score on fold {fold} (early_stopping), so it knows of that fold: "
+            f"train it with early_stopping=0"
         )
     if teacher.trained_without_fold != fold:
         how = "on all rows" if teacher.trained_without_fold is None else f"without fold {teacher.trained_without_fold}"

@@ -1,1 +1,6 @@
-"""The network: build (timm backbone with a fresh head), weights (safetensors with what is needed to rebuild it)."""
+"""The network, in the order in which it is made.
+
+torchvision_backbone: what timm lacks; norms: other ones in place of BatchNorm; pooling, neck, heads: after the
+backbone; network: all of it; build: from names and ImageNet weights. zero_gamma, prior: other initial weights; stages,
+freeze: what does not learn. weights: files with what is needed to rebuild it.
+"""

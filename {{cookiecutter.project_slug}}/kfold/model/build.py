@@ -1,7 +1,9 @@
-"""A timm backbone with a fresh head, from ImageNet weights, a local file, or scratch."""
+"""A backbone of timm or torchvision with a fresh head, from ImageNet weights, a local file, or scratch."""
 
 import urllib.error
 import urllib.request
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
@@ -12,8 +14,22 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from kfold.errors import UserError
-from kfold.model.network import Network
+from kfold.model.heads import make_head
+from kfold.model.neck import make_neck
+from kfold.model.network import Architecture, Network
+from kfold.model.norms import replace_norms
+from kfold.model.pooling import Pooling
+from kfold.model.torchvision_backbone import (
+    TorchvisionBackbone,
+    fetch_weights,
+    fill,
+    is_torchvision,
+    known_names,
+    refuse_unknown_network,
+    takes_one_size,
+)
 
+DEFAULT = Architecture()
 DERIVED = ("num_batches_tracked", "relative_position_index", "attn_mask")  # buffers that a model makes by itself
 
 
@@ -24,51 +40,81 @@ def build_model(
     drop_rate: float = 0.0,
     pretrained: bool = False,
     pretrained_path: str = "",
+    architecture: Architecture = DEFAULT,
+    drop_path_rate: float = 0.0,
+    multi_sample_dropout: int = 0,
 ) -> Network:
     """A model (B, 3, image_size, image_size) float -> logits (B, num_outputs).
 
-    `pretrained` downloads timm's weights unless `pretrained_path` names a local file in timm's names. Raises UserError
-    for an unknown backbone, for weights that cannot be had, and for a file that does not fill the whole backbone.
+    `pretrained` downloads the library's weights unless `pretrained_path` names a local file in its names. Raises
+    UserError for an unknown backbone or one that lacks what is asked for, for weights that cannot be had, and for a
+    file that does not fill the whole backbone.
     """
     refuse_unknown_backbone(backbone)
-    features = build_backbone(backbone, image_size, pretrained, pretrained_path)
-    head = nn.Linear(features.head_hidden_size, num_outputs)
-    quiet_head(head)
-    return Network(features, head, drop_rate)
+    features = build_backbone(backbone, image_size, pretrained, pretrained_path, drop_path_rate)
+    replace_norms(features, backbone, architecture.norm)
+    pooling = None if architecture.pooling == "default" else replace_pooling(features, backbone, architecture.pooling)
+    num_features = features.head_hidden_size * (pooling.width if pooling else 1)
+    neck = make_neck(architecture.neck, num_features)
+    scale, num_subcenters = architecture.margin_scale, architecture.num_subcenters
+    head = make_head(architecture.head, num_features, num_outputs, scale, num_subcenters)
+    return Network(features, head, drop_rate, pooling, neck, multi_sample_dropout)
 
 
 def refuse_unknown_backbone(backbone: str) -> None:
-    if not timm.is_model(backbone):
+    if is_torchvision(backbone):
+        refuse_unknown_network(backbone)
+    elif not timm.is_model(backbone):
         near = timm.list_models(f"*{backbone.split('_')[0]}*")[:5]
         hint = f"near: {', '.join(near)}" if near else "see timm.list_models()"
         raise UserError(f"backbone '{backbone}': timm {timm.__version__} has none of that name; {hint}")
 
 
-def quiet_head(head: nn.Linear) -> None:
-    """Small weights and zero biases, so that the first steps do not shake pretrained features."""
-    nn.init.normal_(head.weight, std=0.01)
-    nn.init.zeros_(head.bias)
+def replace_pooling(features: nn.Module, backbone: str, pooling: str) -> Pooling:
+    """Take the backbone's own pooling away, in place; what comes instead."""
+    try:
+        features.reset_classifier(0, "")
+    except (AssertionError, AttributeError, TypeError, ValueError):
+        raise UserError(f"pooling={pooling}: {backbone} has no pooling to replace: use pooling=default") from None
+    channels_last = str(getattr(features, "output_fmt", "")).upper().endswith("NHWC")
+    return Pooling(pooling, getattr(features, "num_prefix_tokens", 0), channels_last)
 
 
-def build_backbone(backbone: str, image_size: int, pretrained: bool, pretrained_path: str) -> nn.Module:
-    """timm's model without its classifier: images (B, 3, S, S) -> features (B, head_hidden_size)."""
+def build_backbone(
+    backbone: str, image_size: int, pretrained: bool, pretrained_path: str, drop_path_rate: float = 0.0
+) -> nn.Module:
+    """The library's model without its classifier: images (B, 3, S, S) -> features (B, head_hidden_size)."""
+    if is_torchvision(backbone):
+        features = TorchvisionBackbone(backbone, image_size)
+        if pretrained_path:
+            fill_from_file(features, backbone, pretrained_path)
+        elif pretrained:
+            with download_of(backbone):
+                fill(features, fetch_weights(backbone))
+        return features
     options: dict = {"num_classes": 0}
     if has_fixed_input(backbone):
         options["img_size"] = image_size  # transformers: position embeddings are resampled to it
+    if drop_path_rate:
+        refuse_without_drop_path(backbone, drop_path_rate)
+        options["drop_path_rate"] = drop_path_rate
     if pretrained_path:
         refuse_unfit_weights(backbone, pretrained_path)
         overlay = {"file": pretrained_path, "hf_hub_id": None}
-        try:
+        with shapes_of(backbone, pretrained_path):
             return timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"pretrained_path '{pretrained_path}': does not fit {backbone} ({reason})") from None
     if not pretrained:
         return timm.create_model(backbone, **options)
     if not hub_answers():
         huggingface_hub.constants.HF_HUB_OFFLINE = True  # its cache at once, without a minute of retries
-    try:
+    with download_of(backbone):
         return timm.create_model(backbone, pretrained=True, **options)
+
+
+@contextmanager
+def download_of(backbone: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, RuntimeError, ValueError) as error:  # hubs raise all of these without a network
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(
@@ -77,8 +123,39 @@ def build_backbone(backbone: str, image_size: int, pretrained: bool, pretrained_
         ) from None
 
 
+@contextmanager
+def shapes_of(backbone: str, pretrained_path: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"pretrained_path '{pretrained_path}': does not fit {backbone} ({reason})") from None
+
+
+def fill_from_file(features: TorchvisionBackbone, backbone: str, pretrained_path: str) -> None:
+    found = known_names(read_pretrained(pretrained_path))
+    wanted = list(features.network.state_dict())
+    known = [*wanted, *(f"{features.classifier}.{name}" for name in ("weight", "bias"))]
+    refuse_other_names(backbone, pretrained_path, found, wanted, known)
+    with shapes_of(backbone, pretrained_path):
+        fill(features, found)
+
+
+def refuse_without_drop_path(backbone: str, drop_path_rate: float) -> None:
+    """Raise UserError where timm's model does not leave out residual blocks: some refuse the word, some swallow it."""
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(backbone, num_classes=0, drop_path_rate=drop_path_rate)
+    except TypeError:
+        model = nn.Identity()
+    if not any(getattr(module, "drop_prob", 0) for module in model.modules()):
+        raise UserError(f"drop_path_rate={drop_path_rate}: {backbone} cannot leave out blocks: leave it out")
+
+
 def has_fixed_input(backbone: str) -> bool:
     """Whether the backbone takes images of one size only (transformers)."""
+    if is_torchvision(backbone):
+        return takes_one_size(backbone)
     return bool(timm.get_pretrained_cfg(backbone, allow_unregistered=True).fixed_input_size)
 
 
@@ -104,6 +181,15 @@ def trained_here(path: str) -> bool:
 
 def refuse_unfit_weights(backbone: str, pretrained_path: str) -> None:
     """Raise UserError unless the file holds every backbone parameter; timm itself would start the rest at random."""
+    found = read_pretrained(pretrained_path)
+    with torch.device("meta"):
+        wanted = timm.create_model(backbone, num_classes=0).state_dict()
+        known = timm.create_model(backbone).state_dict()
+    refuse_other_names(backbone, pretrained_path, found, wanted, known)
+
+
+def read_pretrained(pretrained_path: str) -> Mapping[str, torch.Tensor]:
+    """The tensors of a local weights file; code in it is never run. Raises UserError."""
     if not Path(pretrained_path).is_file():
         raise UserError(f"pretrained_path '{pretrained_path}': no such file")
     try:
@@ -120,21 +206,26 @@ def refuse_unfit_weights(backbone: str, pretrained_path: str) -> None:
     odd = [str(name) for name, value in found.items() if not isinstance(value, torch.Tensor)]
     if odd:
         raise UserError(f"pretrained_path '{pretrained_path}': {odd[0][:100]!r} in it is no tensor: is it weights?")
-    with torch.device("meta"):
-        wanted = timm.create_model(backbone, num_classes=0).state_dict()
-        known = timm.create_model(backbone).state_dict()
     if trained_here(pretrained_path):
         raise UserError(
             f"pretrained_path '{pretrained_path}': trained by this repository, on labels of the folds that it would be "
             f"scored on: learn from it by distill_from; trained on other data, save it again without its metadata"
         )
+    return found
+
+
+def refuse_other_names(
+    backbone: str, pretrained_path: str, found: Iterable[str], wanted: Collection[str], known: Collection[str]
+) -> None:
+    """Raise UserError where a wanted tensor is not found, or a found one is not known."""
+    library = "torchvision" if is_torchvision(backbone) else "timm"
     missing = [name for name in wanted if name not in found and not name.endswith(DERIVED)]
     foreign = [name for name in found if name not in known and not name.endswith(DERIVED)]
     for names, what in ((missing, "are not in it"), (foreign, "of it are none of the model's")):
         if names:
             raise UserError(
                 f"pretrained_path '{pretrained_path}': {len(names)} of {len(wanted)} tensors of {backbone} {what}, "
-                f"the first is {names[0]}: is it another model's file, or not in timm's names?"
+                f"the first is {names[0]}: is it another model's file, or not in {library}'s names?"
             )
 
 

@@ -12,6 +12,9 @@ from torch import nn
 
 from kfold.errors import UserError
 from kfold.model.build import build_model
+from kfold.model.network import Architecture
+
+TRAINING_ONLY = ("centers",)  # tensors of kfold/losses/center.py
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,14 @@ class ModelCard:
     std: tuple[float, ...]
     offset: tuple[float, ...]  # C: regression outputs are scale * logits + offset; 0 and 1 for the other tasks
     scale: tuple[float, ...]
+    architecture: Architecture = Architecture()
+    center_crop: float = 1.0  # share of the side of an image that is kept
 
 
 def copy_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The model's weights as they are now, on the CPU."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
+    """The model's weights as they are now, on the CPU, without what only training needs."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in TRAINING_ONLY}
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
 
 
 def weights_to_bytes(weights: Mapping[str, torch.Tensor], card: ModelCard) -> bytes:
@@ -44,15 +50,21 @@ def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
         with safe_open(path, "pt") as file:
             values = json.loads((file.metadata() or {})["kfold"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        card = read_card(values)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged or not a weights file of this repository ({error}): train again") from None
-    card = ModelCard(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-    model = build_model(card.backbone, len(card.names), card.image_size)
+    model = build_model(card.backbone, len(card.names), card.image_size, architecture=card.architecture)
     try:
         model.load_state_dict(state)
     except RuntimeError:
         raise UserError(f"{path}: does not fit {card.backbone} of this timm version: train again") from None
     return model.eval(), card
+
+
+def read_card(values: Mapping) -> ModelCard:
+    """A card of what JSON made of it; TypeError where it has other fields."""
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return ModelCard(**{**plain, "architecture": Architecture(**plain.get("architecture", {}))})
 
 
 def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """A fold put together for a rehearsal: the model and all that trains it, made anew and thrown away afterwards."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -22,13 +23,14 @@ from kfold.setup import (
     make_card,
     make_model,
     make_objective,
+    make_optimizer_of,
     make_recipe,
     make_terms,
 )
 from kfold.stopping import Stop
-from kfold.training.loop import Recipe
+from kfold.training.loop import Recipe, keep_frozen
 from kfold.training.objective import Objective
-from kfold.training.optimizers import make_optimizer
+from kfold.training.overfit import refuse_frozen
 from kfold.training.precision import Precision, choose_device, choose_precision, make_deterministic
 from kfold.training.predicting import refuse_unreadable
 from kfold.training.state import Training
@@ -68,8 +70,19 @@ class Cast:
     device: torch.device
     precision: Precision
 
-    def moment(self, number: int, lr: float, epoch: int = 0) -> Moment:
-        return Moment(number, epoch, float(epoch), lr, seed_of(self.recipe.seed, self.recipe.fold, number, "rehearsal"))
+    def moment(self, number: int, lr: float) -> Moment:
+        epoch, seed = self.epoch, seed_of(self.recipe.seed, self.recipe.fold, number, "rehearsal")
+        return Moment(number, epoch, float(epoch), lr, seed, self.recipe.clip_grad)
+
+    @property
+    def epoch(self) -> int:
+        """The first (from 0) that trains the backbone, too."""
+        return self.recipe.freeze_epochs
+
+    def start_training(self) -> None:
+        """Set the modes as the epoch has them."""
+        self.training.model.train()
+        keep_frozen(self.training.model, self.recipe, self.epoch)
 
     def step(self, batch: Batch, moment: Moment) -> float:
         """`trial_step`: the loss of the batch before it."""
@@ -77,23 +90,45 @@ class Cast:
         return trial_step(self.training, self.card, self.objective, batch, moment, self.device, self.precision)
 
 
-def assemble(scene: Scene, config: Config) -> Cast:
-    workspace, number, targets = scene.workspace, scene.number, scene.targets
+def assemble(scene: Scene, config: Config, num_batches: int = 0) -> Cast:
+    """As train.py does for a fold. num_batches: of an epoch at least; where it has fewer, its rows are repeated."""
+    workspace, number, task = scene.workspace, scene.number, scene.facts.task
     device = choose_device()
     make_deterministic(config.deterministic)
     precision = choose_precision(config.precision, device)
-    rows = gather_rows(workspace, scene.run, number, scene.facts, config, scene.folds, targets)
-    train_batches, _ = make_batches(rows, config, number, device)
-    model = make_model(config, len(targets.names), number).to(device)
-    card = make_card(model, config, scene.facts.task, targets.names, targets.values[scene.folds.fold != number])
-    optimizer = make_optimizer(config.optimizer, model, config.lr, config.weight_decay)
+    rows = gather_rows(workspace, scene.run, number, scene.facts, config, scene.folds, scene.targets)
+    times = -(-num_batches * config.batch_size // len(rows.train_paths)) or 1
+    train_batches, _ = make_batches(repeated(rows, times), config, number, device)
+    names, values = scene.targets.names, scene.targets.values[scene.folds.fold != number]
+    model = make_model(config, task, number, values).to(device)
+    refuse_frozen(model)  # PyTorch makes no optimizer of nothing
+    card = make_card(model, config, task, names, values)
+    optimizer = make_optimizer_of(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
     training = Training(model, optimizer, scaler, make_averages(model, config), config.accumulate)
     teachers = load_teachers(workspace, number, config, scene.folds.stamp)
     terms = make_terms(model, training.averages, teachers, rows, card, config, number, device, precision, 0)
-    objective = make_objective(config, scene.facts.task, terms, bool(teachers))
-    model.train()
-    return Cast(training, card, objective, train_batches, rows, make_recipe(config, number), device, precision)
+    objective = make_objective(config, task, terms, bool(teachers), rows)
+    cast = Cast(training, card, objective, train_batches, rows, make_recipe(config, number), device, precision)
+    cast.start_training()
+    return cast
+
+
+def repeated(rows: TrainingRows, times: int) -> TrainingRows:
+    """The training rows so often: the loader's start at each epoch is not what a profile of few rows should measure."""
+
+    def repeat(values: np.ndarray) -> np.ndarray:
+        real, pseudo = values[: rows.num_real], values[rows.num_real :]
+        return np.concatenate([*[real] * times, *[pseudo] * times])
+
+    return replace(
+        rows,
+        train_ids=repeat(rows.train_ids),
+        train_paths=repeat(rows.train_paths),
+        train_targets=repeat(rows.train_targets),
+        train_weights=repeat(rows.train_weights),
+        num_real=rows.num_real * times,
+    )
 
 
 def endless_batches(batches: DataLoader, epoch: int, stop: Stop) -> Iterator[Batch]:

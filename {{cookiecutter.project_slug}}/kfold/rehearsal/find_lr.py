@@ -13,14 +13,14 @@ from kfold.training.rewind import rewound
 def find_lr(scene: Scene) -> None:
     """Print the largest learning rate at which the loss still falls, and a careful one; leave the curve in a file."""
     config, path_of = scene.config, scene.workspace.lr_range_path
-    cast, epoch = assemble(scene, config), config.freeze_epochs  # the first epoch that trains all of it
+    cast = assemble(scene, config)
     factor = cast.recipe.peak_lr / config.lr  # of scale_lr
     title = f"{scene.name}: {config.backbone}, {config.optimizer}, batches of {config.batch_size}"
     print(f"{title}: learning rate range test")
-    batches = endless_batches(cast.batches, epoch, scene.stop)
+    batches = endless_batches(cast.batches, cast.epoch, scene.stop)
 
     def step(number: int, rate: float) -> float:
-        return cast.step(next(batches), cast.moment(number, rate, epoch))
+        return cast.step(next(batches), cast.moment(number, rate))
 
     with rewound(cast.training):
         curve = range_test(step, growing_rates())

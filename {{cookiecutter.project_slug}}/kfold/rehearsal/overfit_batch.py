@@ -13,7 +13,7 @@ from kfold.training.overfit import (
     explain_failure,
     is_all_right,
     learn_batch,
-    refuse_frozen,
+    refuse_idle_optimizer,
     refuse_odd_targets,
     refuse_wrong_head,
 )
@@ -40,7 +40,7 @@ def overfit_batch(scene: Scene) -> None:
     ids = [str(cast.rows.train_ids[row]) for row in batch.indices.tolist()]
     model, lr = cast.training.model, cast.recipe.peak_lr
     refuse_odd_targets(batch.targets, ids, task)
-    refuse_frozen(model, cast.training.optimizer)
+    refuse_idle_optimizer(model, cast.training.optimizer)
     refuse_wrong_head(logits_of(cast, batch), batch.targets)
     print(f"{scene.name}: the same {len(ids)} images at every step, at lr={lr:.2g}, without what would change them")
     number = 0
@@ -65,10 +65,10 @@ def overfit_batch(scene: Scene) -> None:
 
 @torch.no_grad()
 def logits_of(cast: Cast, batch: Batch) -> torch.Tensor:
-    """Logits (B, C) float32 on the CPU, as they are predicted; the model is in training mode afterwards."""
+    """Logits (B, C) float32 on the CPU, as they are predicted; the model goes on training afterwards."""
     images = normalize(batch.images.to(cast.device), cast.card.mean, cast.card.std)
     model = cast.training.model.eval()
     with autocast(cast.device, cast.precision):
         logits = model(images)
-    model.train()
+    cast.start_training()
     return logits.float().cpu()

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -33,11 +32,11 @@ SHARE_OF_FREE = 0.5  # of the memory without a GPU: other programs, and what com
 
 def profile(scene: Scene) -> None:
     """Print where the time goes, how long the whole run will take, and the largest batch that fits into memory."""
-    config, cast = scene.config, assemble(scene, scene.config)
+    config, cast = scene.config, assemble(scene, scene.config, WARM_UP_STEPS + 2 * TIMED_STEPS)
     order: EpochOrder = cast.batches.batch_sampler
-    images_an_epoch = len(order.rows_of(0)) / cast.rows.num_real  # for each real row
-    make_long(order, WARM_UP_STEPS + 2 * TIMED_STEPS)
-    batches = endless_batches(cast.batches, 0, scene.stop)
+    num_real = len(cast.batches.dataset) * cast.rows.num_real / len(cast.rows.train_paths)
+    images_a_row = len(order.rows_of(cast.epoch)) / num_real  # pseudo-labelled ones come on top
+    batches = endless_batches(cast.batches, cast.epoch, scene.stop)
     number = 0
 
     def step(batch: Batch) -> None:
@@ -58,7 +57,7 @@ def profile(scene: Scene) -> None:
         num_steps = time_parts(batches, step, TIMED_STEPS, TIMED_SECONDS, stopwatch)
     parts = {part: seconds / num_steps for part, seconds in stopwatch.seconds.items()}
     show_parts(parts, speed, config.num_workers)
-    whole_run = describe_run(scene.num_rows, scene.folds.num_folds, config.epochs, images_an_epoch, speed)
+    whole_run = describe_run(scene.num_rows, scene.folds.num_folds, config.epochs, images_a_row, speed)
     print(f"  the whole run: {whole_run}")
     path_of = scene.workspace.profile_path
     write_sealed(path_of(scene.run, "csv"), to_spreadsheet(parts_table(parts)))
@@ -66,13 +65,6 @@ def profile(scene: Scene) -> None:
     print(f"  the picture: {path_of(scene.run, 'png')}, and .csv")
     most = max(2, round(scene.num_rows * (1 - 1 / scene.folds.num_folds)))
     print(f"  {describe_largest_batch(cast, warm_up[0], most)}")
-
-
-def make_long(order: EpochOrder, num_batches: int) -> None:
-    """Repeat the rows until an epoch has that many batches: the loader's start at each is not what is measured."""
-    rows_of = order.rows_of
-    times = -(-num_batches // order.num_batches(0))
-    order.rows_of = lambda epoch: np.tile(rows_of(epoch), times)
 
 
 def show_parts(parts: Mapping[str, float], speed: float, num_workers: int) -> None:

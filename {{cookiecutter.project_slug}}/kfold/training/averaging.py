@@ -1,13 +1,15 @@
 """Averages of weights along training: EMA, SWA, and the BatchNorm statistics that an average needs anew.
 
-torch.optim.swa_utils keeps the copies; what is written here is the warm-up of the EMA and the pass over training data.
+torch.optim.swa_utils keeps the copies; what is written here is the warm-up of the EMA and the pass over training data
+(torch's own, update_bn, would not leave frozen statistics alone).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
 
 
 def make_ema(model: nn.Module, decay: float) -> AveragedModel:
@@ -44,9 +46,25 @@ def make_swa(model: nn.Module) -> AveragedModel:
     return AveragedModel(model).requires_grad_(False)
 
 
-def refresh_batch_norm(model: nn.Module, images: Iterable[torch.Tensor]) -> None:
+@torch.no_grad()
+def refresh_batch_norm(
+    model: nn.Module, images: Iterable[torch.Tensor], keep_frozen: Callable[[nn.Module], None] = lambda model: None
+) -> None:
     """Replace BatchNorm's running statistics by the mean over `images`, batches (B, 3, S, S); no-op without BatchNorm.
 
-    The mean of weights has other activations than any of the networks that it was made of.
+    The mean of weights has other activations than any of the networks that it was made of. keep_frozen: puts into eval
+    mode what has trained with the statistics that it came with, and should keep them.
     """
-    update_bn(images, model)
+    was_training = model.training
+    model.train()
+    keep_frozen(model)
+    norms = {part: part.momentum for part in model.modules() if isinstance(part, _BatchNorm) and part.training}
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+    if norms:
+        for batch in images:
+            model(batch)
+    for norm, momentum in norms.items():
+        norm.momentum = momentum
+    model.train(was_training)

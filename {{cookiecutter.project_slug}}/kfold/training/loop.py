@@ -1,22 +1,25 @@
 """The training loop of one fold."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from kfold.data.loader import EpochOrder, read_batches
+from kfold.model.freeze import freeze
 from kfold.model.weights import ModelCard
 from kfold.seeds import seed_of
 from kfold.training.losses import choose_loss
 from kfold.training.objective import Objective
+from kfold.training.parameter_groups import restart_idle_counters
 from kfold.training.precision import Precision
 from kfold.training.predicting import nothing, predict_logits, refuse_unreadable, same, standardized, to_target_units
-from kfold.training.schedules import cycle_ends, learning_rate
+from kfold.training.schedules import Curve, learning_rate, make_timetable
 from kfold.training.state import EpochResult, Training
 from kfold.training.step import Moment, take_step
 
@@ -33,6 +36,16 @@ class Recipe:
     warmup_epochs: float
     seed: int
     fold: int
+    curve: Curve = Curve()
+    clip_grad: float = 0.0
+    freeze_epochs: int = 0
+    freeze_stages: int = 0
+    freeze_batch_norm: bool = False
+
+
+def never(scores: Sequence[float]) -> bool:
+    """What ends a training before its last epoch where nothing is asked for."""
+    return False
 
 
 def fit(
@@ -46,21 +59,24 @@ def fit(
     device: torch.device,
     precision: Precision,
     between_batches: Callable[[], None] = nothing,
+    is_over: Callable[[Sequence[float]], bool] = never,
 ) -> Iterator[EpochResult]:
     """Train from where `training` stands to the last epoch, in place; after each epoch comes its row of the log.
 
     Without `valid_batches` (the full-data fit) nothing is validated. The validation loss is the task's own, whatever
     the objective, so that runs compare. Targets of regression are standardised with the card's offset and scale.
     `between_batches` is called when `training` may be saved, or the work stopped: after each batch of training and of
-    validation. Raises UserError where losses stay not finite, on an image that cannot be read, and when the memory is
-    too small for two images.
+    validation. `is_over` is asked before each epoch, with the scores of those before it. Raises UserError where losses
+    stay not finite, on an image that cannot be read, and when the memory is too small for two images.
     """
     # Over 60 lines on purpose: the training loop, read top to bottom.
     order: EpochOrder = train_batches.batch_sampler
-    rate = make_rate(recipe, order)
-    while training.epoch < recipe.epochs:
+    rate = make_rate(recipe, order, training)
+    while training.epoch < recipe.epochs and not is_over([result.score for result in training.log]):
         num_batches = order.num_batches(training.epoch)
         training.model.train()
+        keep_frozen(training.model, recipe, training.epoch)
+        restart_idle_counters(training.optimizer)
         with epoch_bar(training, recipe, num_batches) as bar:
             resumed = time.perf_counter() - training.train_seconds
             for batch in read_batches(train_batches, training.epoch, training.batch):
@@ -103,18 +119,24 @@ def make_moment(
     step, lr = rate(training.epoch, training.batch)
     epochs_done = training.epoch + training.batch / num_batches
     seed = seed_of(recipe.seed, recipe.fold, training.epoch, training.batch, "batch")
-    return Moment(step, training.epoch, epochs_done, lr, seed)
+    return Moment(step, training.epoch, epochs_done, lr, seed, recipe.clip_grad)
 
 
-def make_rate(recipe: Recipe, order: EpochOrder) -> Callable[[int, int], tuple[int, float]]:
+def keep_frozen(model: nn.Module, recipe: Recipe, epoch: int) -> None:
+    """Freeze what an epoch (from 0) should leave as it is, after `model.train()`, which undoes some of it."""
+    if recipe.freeze_epochs or recipe.freeze_stages or recipe.freeze_batch_norm:
+        freeze(model, recipe.freeze_stages, recipe.freeze_batch_norm, epoch < recipe.freeze_epochs)
+
+
+def make_rate(recipe: Recipe, order: EpochOrder, training: Training) -> Callable[[int, int], tuple[int, float]]:
     """(epoch, batch), both from 0 -> the number of the step, from 0, and its learning rate."""
     first_steps = [order.steps_before(epoch) for epoch in range(recipe.epochs + 1)]
-    ends = [first_steps[epoch] for epoch in cycle_ends(recipe.epochs, recipe.num_cycles)]
-    num_warmup_steps = min(round(recipe.warmup_epochs * first_steps[1]), ends[0] // 2)
+    times = make_timetable(recipe.schedule, first_steps, recipe.num_cycles, recipe.warmup_epochs)
 
     def rate(epoch: int, batch: int) -> tuple[int, float]:
-        step = first_steps[epoch] + batch
-        return step, learning_rate(recipe.schedule, step, ends, num_warmup_steps, recipe.peak_lr, recipe.min_lr)
+        step, losses = first_steps[epoch] + batch, [result.train_loss for result in training.log]
+        lr = learning_rate(recipe.schedule, step, times, recipe.peak_lr, recipe.min_lr, recipe.curve, losses)
+        return step, lr
 
     return rate
 

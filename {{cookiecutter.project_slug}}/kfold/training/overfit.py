@@ -55,11 +55,15 @@ def refuse_wrong_head(logits: torch.Tensor, targets: torch.Tensor) -> None:
         raise UserError("network: its first logits are not finite: try precision=float32, or other pretrained weights")
 
 
-def refuse_frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Raise UserError where nothing can change: no trained weight, or none of them is in the optimizer."""
+def refuse_frozen(model: nn.Module) -> None:
+    """Raise UserError where no weight of the model is trained."""
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise UserError("everything is frozen: no weight has requires_grad: see kfold/model")
+
+
+def refuse_idle_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise UserError where the optimizer has none of the model's weights that are trained."""
     trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
-    if not trained:
-        raise UserError("everything is frozen: no weight has requires_grad: lower freeze_stages")
     if not trained & {id(weight) for group in optimizer.param_groups for weight in group["params"]}:
         raise UserError("everything is frozen: the optimizer has none of the model's weights: see kfold/training")
 

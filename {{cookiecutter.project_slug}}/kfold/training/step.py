@@ -29,6 +29,7 @@ class Moment:
     epochs_done: float  # with the fraction of the one that is going on
     lr: float
     seed: int  # of everything random in the step
+    clip_grad: float = 0.0  # longest gradient; 0: any
 
 
 def take_step(
@@ -99,6 +100,7 @@ def train_step(
     loss = torch.zeros((), device=device)
     given = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.targets, batch.weights))
     all_pixels, all_targets, all_weights = objective.mix(moment.epoch, *given)
+    all_weights = objective.weigh(all_targets, all_weights)
     parts = split_rows(len(all_pixels), training.accumulate)
     for number, rows in enumerate(parts):
         pixels, targets = all_pixels[rows], standardized(all_targets[rows], card)
@@ -115,9 +117,12 @@ def train_step(
         loss += part_loss.detach()
     scaler.unscale_(optimizer)
     gradients = [weight.grad for weight in training.model.parameters() if weight.grad is not None]
-    if not torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients)):  # waits for the device, as the scaler does
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if not torch.isfinite(loss + norm):  # waits for the device, as the scaler does
         scaler.update()  # lowers the scale, where there is one
         raise NotFinite([] if scaler.is_enabled() and torch.isfinite(loss) else batch.indices.tolist())
+    if moment.clip_grad:
+        torch.nn.utils.clip_grads_with_norm_(training.model.parameters(), moment.clip_grad, norm)
     for group in optimizer.param_groups:
         group["lr"] = moment.lr * group.get("lr_scale", 1.0)
     try:

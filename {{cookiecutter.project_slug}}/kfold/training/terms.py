@@ -20,7 +20,7 @@ class Step:
 
     pixels: torch.Tensor  # (B, S, S, 3) uint8, or float32 of 0 to 255, on the device
     logits: torch.Tensor  # (B, C) float32, with gradient
-    features: torch.Tensor  # (B, D) float32, with gradient: what the head sees
+    features: torch.Tensor  # (B, D) float32, with gradient: pooled, before the neck
     targets: torch.Tensor  # (B, C) float32
     number: int  # of the step, from 0
     epochs_done: float  # since the start, with its fraction

@@ -1,0 +1,150 @@
+"""Contradictory choices are refused at the start, each with its reason: the whole of the three tables."""
+
+import pytest
+
+from kfold.config import Config, load_config
+from kfold.conflicts import CONFLICTS, NEEDS, TASK_CONFLICTS, contradictions, task_contradictions
+from kfold.errors import UserError
+from kfold.settings import parse_overrides
+
+CASES = {  # words that contradict each other, and what the line must say; without the last word they go together
+    "pretrained_path=w.pth pretrained=false": "drop one of them",
+    "zero_gamma=on": "zero_gamma=on would overwrite what pretrained weights learned",
+    "norm=group freeze_batch_norm=true": "no BatchNorm is left",
+    "head=arcface prior_bias=true": "head=arcface: that head has no bias",
+    "backbone=torchvision/resnet18 pooling=gem": "networks of torchvision have their own",
+    "backbone=torchvision/resnet18 drop_path_rate=0.1": "networks of torchvision have their own",
+    "freeze_epochs=1 pretrained=false": "freeze_epochs keeps weights as they are",
+    "freeze_stages=1 pretrained=false": "freeze_stages keeps weights as they are",
+    "freeze_batch_norm=true pretrained=false": "freeze_batch_norm keeps weights as they are",
+    "progressive=[128,160] multi_scale=[128,160]": "both choose the size",
+    "progressive=[8,9,10] epochs=2": "more sizes than epochs=2",
+    "mixing=mixup plain_epochs=10": "plain_epochs=10 must be fewer than epochs=10",
+    "head=cosface mixing=mixup": "head=cosface with mixing: a margin needs one true class",
+    "head=arcface label_smoothing=0.1": "head=arcface with label_smoothing",
+    "head=arcface pseudo_from=a pseudo_targets=soft": "head=arcface with pseudo_targets=soft",
+    "head=arcface loss=lovasz": "a margin head trains with cross_entropy or focal",
+    "loss=lovasz mixing=ricap": "loss=lovasz with mixing",
+    "loss=lovasz label_smoothing=0.1": "loss=lovasz with label_smoothing",
+    "loss=lovasz pseudo_from=a": "pseudo_from with loss=[lovasz]",
+    "loss=soft_fbeta label_smoothing=0.1": "no class would be absent",
+    "triplet_weight=1.0 mixing=cutmix": "triplet_weight with mixing",
+    "center_weight=0.1 mixing=cutmix": "center_weight with mixing",
+    "loss=[mse,mse]": "loss=[mse,mse] names one twice",
+    "loss=[auto,focal] loss_weights=[1.0]": "give as many as losses",
+    "flooding=0.1 ohem_share=0.5": "flooding with ohem_share",
+    "flooding=0.1 loss=focal": "floods nothing",
+    "loss=soft_fbeta ohem_share=0.5": "ohem_share with loss=[soft_fbeta]",
+    "loss=lovasz class_weights=inverse_log": "class_weights with loss=[lovasz]",
+    "sampler=balanced class_weights=inverse_log": "rare classes would count twice",
+    "sampler=square_root prior_bias=true": "other shares of classes",
+    "batch_size=8 accumulate=5": "fewer than 2 images a part",
+    "layer_decay=0.8 backbone_lr=0.5": "both slow the backbone down",
+    "freeze_epochs=10": "freeze_epochs=10 must be fewer than epochs=10",
+    "schedule=cosine_cycles num_cycles=11": "more cycles than epochs",
+    "min_lr=1.0": "min_lr=1.0 is above lr=0.0003",
+    "schedule=step": "needs step_epochs",
+    "schedule=step step_epochs=[3,2]": "step_epochs=[3,2] must grow",
+    "early_stopping=2 swa_from_epoch=2": "early_stopping with swa_from_epoch",
+    "early_stopping=2 schedule=cosine_cycles": "early_stopping with schedule=cosine_cycles",
+    "mixing=mixup early_stopping=2 plain_epochs=2": "early_stopping with plain_epochs",
+    "early_stopping=2 progressive=[64,128]": "early_stopping with progressive",
+    "pseudo_from=a early_stopping=2 cooldown_epochs=2": "early_stopping with cooldown_epochs",
+    "swa_from_epoch=11": "comes after the last epoch",
+    "select=ema": "select=ema needs ema_decay",
+    "select=swa": "select=swa needs swa_from_epoch",
+    "select=snapshots": "select=snapshots needs schedule=cosine_cycles",
+    "pseudo_from=a cooldown_epochs=10": "cooldown_epochs=10 must be fewer than epochs=10",
+    "pseudo_from=../a": "pseudo_from: '../a' is no name of a run",
+    "distill_from=[a,a]": "distill_from: a is named twice",
+}
+OF_TASK = {  # words and a task that they contradict
+    ("class_weights=inverse_log", "regression"): "class_weights is for classes",
+    ("label_smoothing=0.1", "regression"): "label_smoothing is for classes",
+    ("sampler=balanced", "regression"): "sampler=balanced is for classes",
+    ("prior_bias=true", "regression"): "prior_bias is for classes",
+    ("head=arcface", "binary"): "head=arcface needs one of several classes",
+    ("head=ordinal", "regression"): "head=ordinal needs one of several classes",
+    ("triplet_weight=1.0", "multilabel"): "triplet_weight needs one of several classes",
+    ("center_weight=1.0", "regression"): "center_weight needs one of several classes",
+}
+
+
+def problems_of(words: list[str], tmp_path) -> list[str]:
+    path = tmp_path / "baseline.yaml"
+    path.touch()
+    try:
+        load_config(path, words)
+    except UserError as error:
+        return error.problems
+    return []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_contradiction_is_refused_with_its_reason_and_goes_with_the_last_word(case, tmp_path):
+    words = case.split()
+    problems = problems_of(words, tmp_path)
+    assert len(problems) == 1
+    assert CASES[case] in problems[0]
+    assert "/baseline.yaml" in problems[0]
+    assert problems_of(words[:-1], tmp_path) == [] or words[:-1] == ["schedule=step"]
+
+
+def test_every_row_of_the_table_has_a_case():
+    unchecked = [Config.model_construct(**{**defaults(), **parse(case)}) for case in CASES]
+    never = [text for applies, text in CONFLICTS if not any(applies(config) for config in unchecked)]
+    assert never == []
+
+
+def test_a_choice_that_does_nothing_alone_says_what_it_needs(tmp_path):
+    for key, (what, _) in NEEDS.items():
+        (problem,) = problems_of([f"{key}={another(key)}"], tmp_path)
+        assert problem.endswith(f" needs {what}")
+        assert f": {key}=" in problem
+
+
+def another(key: str) -> str:
+    """A valid value of a key that is not its default."""
+    default = Config.model_fields[key].default
+    if isinstance(default, bool):
+        return str(not default).lower()
+    if isinstance(default, tuple):
+        return "[2]" if key == "step_epochs" else "[a]"
+    return str(default + 1) if isinstance(default, int) else str(default / 2 or 0.1)
+
+
+def test_all_contradictions_are_listed_at_once(tmp_path):
+    words = ["head=arcface", "mixing=mixup", "label_smoothing=0.1", "flooding=0.1", "ohem_share=0.5", "focal_gamma=1.0"]
+    assert len(problems_of(words, tmp_path)) == 4
+
+
+def test_the_defaults_contradict_nothing_for_any_task():
+    assert contradictions(Config()) == []
+    for task in ("multiclass", "binary", "multilabel", "regression"):
+        assert task_contradictions(Config(), task) == []
+
+
+@pytest.mark.parametrize(("words", "task"), OF_TASK)
+def test_a_choice_that_makes_no_sense_for_the_task_is_refused(words, task):
+    config = Config(**parse(words))
+    (problem,) = task_contradictions(config, task)
+    assert OF_TASK[words, task] in problem
+    assert f"task {task}" in problem
+    assert task_contradictions(config, "multiclass") == []
+
+
+def test_every_row_of_the_tasks_table_has_a_case():
+    cases = [(Config(**parse(words)), task) for words, task in OF_TASK]
+    assert all(any(applies(config, task) for config, task in cases) for applies, _ in TASK_CONFLICTS)
+
+
+def parse(case: str) -> dict:
+    values = parse_overrides(case.split())
+    for key, value in values.items():
+        if isinstance(Config.model_fields[key].default, tuple):
+            values[key] = tuple(value) if isinstance(value, list) else (value,)
+    return values
+
+
+def defaults() -> dict:
+    return {key: field.default for key, field in Config.model_fields.items()}

@@ -8,14 +8,30 @@ every switch, one after the other; a switch's ratio is the median over rounds of
 in the same round, so that a slow moment of the machine falls on both.
 """
 
+import argparse
+import os
+import statistics
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+import torch
 
 sys.path.insert(0, str(next(Path(__file__).resolve().parents[1].glob("*/kfold")).parent))
 
+from kfold.config import Config
+from kfold.data.loader import Batch
+from kfold.settings import build_settings, parse_overrides
+from kfold.setup import make_averages, make_card, make_model, make_objective, make_optimizer_of, make_recipe
+from kfold.setup_loss import make_loss_terms
+from kfold.training.loop import keep_frozen
+from kfold.training.precision import Precision, choose_device, choose_precision
+from kfold.training.state import Training
+from kfold.training.step import Moment, take_step
 
 NUM_CLASSES = 10
-PLAIN = "plain"
 SWITCHES = (
     "loss=focal", "loss=lovasz", "loss=soft_fbeta", "label_smoothing=0.1", "class_weights=effective_number",
     "ohem_share=0.7", "flooding=0.1", "triplet_weight=1.0", "center_weight=0.001", "l1_penalty=1e-6",
@@ -28,3 +44,81 @@ SWITCHES = (
     "optimizer=adamw weight_decay=0.01", "optimizer=sgd_nesterov", "optimizer=lamb", "optimizer=lion",
     "optimizer=adabelief", "optimizer=adan", "optimizer=adafactor",
 )  # fmt: skip
+
+
+def main(backbone: str, size: int, batch_size: int, rounds: int, steps: int) -> None:
+    device = choose_device()
+    precision = choose_precision("auto", device)
+    words = [f"backbone={backbone}", f"image_size={size}", f"batch_size={batch_size}", "pretrained=false", "epochs=100"]
+    print(
+        f"{backbone}, {batch_size} images of {size} x {size}, {NUM_CLASSES} classes, {str(precision.dtype)[6:]}, "
+        f"{device_name(device)}, torch {torch.__version__}; {rounds} rounds of {steps} steps; {load()}\n"
+    )
+    print("| switch | step / plain | least to most of the rounds |\n|---|---|---|")
+    plain = Bench(words, device, precision)
+    for switch in SWITCHES:
+        bench = Bench([*words, *switch.split()], device, precision)
+        ratios = [bench.seconds(steps) / plain.seconds(steps) for _ in range(rounds)]
+        print(f"| {switch} | {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |", flush=True)
+    seconds = statistics.median(plain.seconds(steps) for _ in range(rounds)) / steps
+    print(f"\nplain: {1000 * seconds:.1f} ms a step; at the end: {load()}")
+
+
+class Bench:
+    """A training under some settings, on one batch of noise."""
+
+    def __init__(self, words: Sequence[str], device: torch.device, precision: Precision):
+        config = build_settings(Config, {"backbone": "resnet18", **parse_overrides(words)}, "benchmark")
+        generator = np.random.default_rng(0)
+        classes = generator.integers(NUM_CLASSES, size=config.batch_size)
+        targets = np.eye(NUM_CLASSES, dtype=np.float32)[classes]
+        shape = (config.batch_size, config.image_size, config.image_size, 3)
+        pixels = torch.from_numpy(generator.integers(0, 256, shape, np.uint8))
+        values = torch.from_numpy(targets)
+        self.batch = Batch(
+            pixels.to(device), values.to(device), torch.ones_like(values).to(device), torch.arange(len(values)), []
+        )
+        self.device, self.precision = device, precision
+        self.model = make_model(config, "multiclass", 0, targets).to(device)
+        self.card = make_card(self.model, config, "multiclass", tuple("abcdefghij"), targets)
+        scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
+        optimizer = make_optimizer_of(self.model, config)
+        self.training = Training(self.model, optimizer, scaler, make_averages(self.model, config), config.accumulate)
+        self.objective = make_objective(config, "multiclass", make_loss_terms(config, self.model), False, targets)
+        self.model.train()
+        keep_frozen(self.model, make_recipe(config, 0), epoch=0)
+        self.seconds(3)  # kernels are chosen, optimizers make their moments
+
+    def seconds(self, steps: int) -> float:
+        """Of so many steps, until the device is done."""
+        wait(self.device)
+        started = time.perf_counter()
+        for step in range(steps):
+            moment = Moment(step, epoch=0, epochs_done=0.0, lr=1e-4, seed=step)
+            take_step(self.training, self.card, self.objective, self.batch, moment, self.device, self.precision)
+        wait(self.device)
+        return time.perf_counter() - started
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+
+
+def load() -> str:
+    return f"load of the machine {os.getloadavg()[0]:.1f} (mean of the last minute, this process included)"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="resnet18", help="default: resnet18")
+    parser.add_argument("--size", type=int, default=96, help="pixels (default: 96)")
+    parser.add_argument("--batch", type=int, default=16, help="images a step (default: 16)")
+    parser.add_argument("--rounds", type=int, default=7, help="default: 7")
+    parser.add_argument("--steps", type=int, default=4, help="of a round (default: 4)")
+    given = parser.parse_args()
+    main(given.backbone, given.size, given.batch, given.rounds, given.steps)

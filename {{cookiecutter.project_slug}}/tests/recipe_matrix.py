@@ -111,7 +111,7 @@ def words_of(row: Row) -> list[str]:
 
 
 def goes(row: Row) -> bool:
-    """Whether the choices go together, by the rules that train.py refuses them with."""
+    """Whether choices go together by the rules that train.py refuses them with; for any task where none is given."""
     words = words_of(row)
     if len({word.partition("=")[0] for word in words}) < len(words):
         return False  # two levels give a key two values
@@ -120,13 +120,15 @@ def goes(row: Row) -> bool:
         config = Config.model_validate(values)
     except ValidationError:
         return False
-    if "task" not in row:
-        return True
+    return any(fits(config, task) for task in ([row["task"]] if "task" in row else LEVELS["task"]))
+
+
+def fits(config: Config, task: str) -> bool:
     try:
-        choose_loss(config.loss, row["task"])
+        choose_loss(config.loss, task)
     except UserError:
         return False
-    return not task_contradictions(config, row["task"])
+    return not task_contradictions(config, task)
 
 
 @cache

@@ -15,7 +15,7 @@ from kfold import artifacts
 from kfold.artifacts import Workspace
 from kfold.config import Config
 from kfold.ensemble.pseudo_files import read_teachers
-from kfold.errors import UserError
+from kfold.errors import Interrupted, UserError
 from kfold.metrics import resolve_metric
 from kfold.runs import is_optimistic
 from kfold.training.early_stopping import is_stalled
@@ -94,6 +94,18 @@ def test_a_training_in_pieces_ends_after_the_same_epoch_with_the_same_bytes(stop
     first, second = (fingerprint(stopped, run) for run in ("short", "pieces"))
     for key in ("last.safetensors", "best.safetensors", "log"):
         assert first[key] == second[key]
+
+
+def test_a_training_that_is_interrupted_after_its_last_epoch_does_not_begin_another(stopped, monkeypatch):
+    def interrupted(*_):
+        raise Interrupted("enough")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "write_weights", interrupted)
+        with pytest.raises(Interrupted):
+            train.main(fold="0", overrides=WORDS, name="late", root=stopped)
+    train.main(fold="0", overrides=WORDS, name="late", root=stopped)
+    assert fingerprint(stopped, "late")["log"] == fingerprint(stopped, "short")["log"]
 
 
 def test_the_full_data_fit_and_rounds_of_pseudo_labels_have_nothing_honest_to_stop_by(stopped):

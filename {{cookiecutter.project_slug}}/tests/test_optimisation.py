@@ -146,17 +146,16 @@ def test_statistics_that_are_not_frozen_are_still_refreshed(root):
     model = build_model("test_resnet", 3, 32)
     config = load_config(root / "configs" / "baseline.yaml", words_of(root, "freeze_batch_norm=true"))
     frozen = make_recipe(config, 0)
-    model.neck = nn.BatchNorm1d(3)
-    model.forward = lambda images, forward=model.forward: model.neck(forward(images))
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    whole = nn.Sequential(model, nn.BatchNorm1d(3))
+    before = {name: buffer.clone() for name, buffer in whole.named_buffers()}
     images = [torch.randn(8, 3, 32, 32) for _ in range(2)]
-    refresh_batch_norm(model, images, lambda average: keep_frozen(average, frozen, 3))
-    for name, buffer in model.named_buffers():
+    refresh_batch_norm(whole, images, lambda average: keep_frozen(average[0], frozen, 3))
+    for name, buffer in whole.named_buffers():
         if "running" in name:
-            assert torch.equal(buffer, before[name]) == name.startswith("backbone."), name
-    refresh_batch_norm(model, images)
-    assert not any(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers() if "mean" in name)
-    assert all(norm.momentum == 0.1 for norm in model.modules() if isinstance(norm, nn.BatchNorm2d))
+            assert torch.equal(buffer, before[name]) == ("backbone." in name), name
+    refresh_batch_norm(whole, images)
+    assert not any(torch.equal(buffer, before[name]) for name, buffer in whole.named_buffers() if "mean" in name)
+    assert all(norm.momentum == 0.1 for norm in whole.modules() if isinstance(norm, nn.BatchNorm2d))
 
 
 # Rates

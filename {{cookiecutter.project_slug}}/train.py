@@ -29,6 +29,7 @@ import competition
 from kfold import artifacts
 from kfold.adopt import adopt_run
 from kfold.artifacts import Workspace
+from kfold.cleaning import drop_doubtful
 from kfold.config import Competition, Config, load_competition, load_config
 from kfold.conflicts import task_contradictions
 from kfold.data.folds import Folds, read_folds, take_rows
@@ -38,6 +39,7 @@ from kfold.errors import UserError, run_stage
 from kfold.files import locked
 from kfold.finish import predict_file, write_log, write_results, write_skipped, write_snapshot, write_weights
 from kfold.forecast import TimeForecast, bytes_needed, refuse_full_disk
+from kfold.inputs import with_input
 from kfold.intervals import score_folds
 from kfold.ledger import read_ledger, record_run
 from kfold.metrics import Metric
@@ -188,7 +190,8 @@ def train_fold(
     valid = folds.fold == number
     truth = targets.values[valid]
     rows = gather_rows(workspace, run, number, facts, config, folds, targets)
-    train_batches, valid_batches = make_batches(rows, config, number, device)
+    rows = drop_doubtful(workspace, run, number, facts, config, folds, targets, rows, device, precision, stop)
+    train_batches, valid_batches = make_batches(rows, facts.task, config, number, device)
     print(
         f"run {run}, {fold_name(number)}: {config.backbone} at {config.image_size} px, {rows.num_real} rows to train"
         + (f" and {len(rows.train_paths) - rows.num_real} pseudo-labelled ones" if config.pseudo_from else "")
@@ -196,6 +199,7 @@ def train_fold(
     )
     model = make_model(config, facts.task, number, targets.values[~valid]).to(device)
     card = make_card(model, config, facts.task, targets.names, targets.values[~valid])
+    card = with_input(card, config, rows.train_paths[: rows.num_real])
     optimizer = make_optimizer_of(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
     training = Training(model, optimizer, scaler, make_averages(model, config), config.accumulate)

@@ -84,7 +84,7 @@ def adopt_fold(workspace: Workspace, found: Workspace, run: str, number: int, fo
             raise UserError(f"{source}: trained on other folds or with other settings than those here: train it anew")
     with locked(target):
         for name in names:
-            if name == found.pseudo_path(run, number).name:
+            if name in (found.pseudo_path(run, number).name, found.dropped_path(run, number).name):
                 write_sealed(target / name, (source / name).read_bytes())
             else:
                 copy(source / name, target / name)
@@ -101,6 +101,7 @@ def unfinished_names(found: Workspace, run: str, number: int) -> list[str]:
         return []
     folder = found.fold_dir(run, number)
     others = [*sorted(folder.glob("snapshot*.safetensors")), found.pseudo_path(run, number)]
+    others.append(found.dropped_path(run, number))
     return [path.name for path in (*others, *states) if path.exists()]
 
 

@@ -112,6 +112,10 @@ class Workspace:
         """The images of batches that were skipped, because their loss was not finite."""
         return self.fold_dir(run, fold) / "skipped.csv"
 
+    def dropped_path(self, run: str, fold: int) -> Path:
+        """Training rows that were left out because their labels are doubtful."""
+        return self.fold_dir(run, fold) / "dropped.csv"
+
     def round_path(self, run: str) -> Path:
         """What a round of pseudo-labels came to; its presence means "judged"."""
         return self.run_dir(run) / "round.json"
@@ -296,6 +300,7 @@ def forget_fold(workspace: Workspace, run: str, number: int) -> None:
     others = (workspace.skipped_path(run, number), workspace.log_path(run, number))
     for path in (*others, *predictions, *folder.glob("*.safetensors")):
         path.unlink(missing_ok=True)
+    remove_sealed(workspace.dropped_path(run, number))
 
 
 def delete_states(workspace: Workspace, run: str, number: int) -> None:

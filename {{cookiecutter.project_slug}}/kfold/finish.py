@@ -142,6 +142,7 @@ def write_results(
     names = [*(path.name for path in paths.values()), workspace.log_path(run, number).name]
     names += [workspace.pseudo_path(run, number).name] if config.pseudo_from else []
     names += [workspace.skipped_path(run, number).name] if has_skipped else []
+    names += [workspace.dropped_path(run, number).name] if config.clean_labels else []
     shares = {paths[kind].name: 1 / len(selected) for kind in selected}
     hashes = {name: {"sha256": file_sha256(folder / name)} for name in shares}
     weights_sha256 = artifacts.mix_sha256(shares, hashes)

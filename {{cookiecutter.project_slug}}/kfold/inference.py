@@ -124,7 +124,8 @@ def predict_images(
     paths, refused = image_paths(image_dir, ids, job.facts.image_suffix)
     if refused and unreadable is None:
         raise UserError(list(refused.values()))
-    images = Images(paths, np.zeros((len(ids), 0)), eval_transform(card.image_size), card.image_size)
+    transform = eval_transform(card.image_size, card.center_crop)
+    images = Images(paths, np.zeros((len(ids), 0)), transform, card.image_size)
     order = EpochOrder(len(ids), 2 * job.config.batch_size, False)
     title = f"{image_dir_name} {folder.name} {name.split('.')[0]} {view}"
     loader = make_loader(images, order, job.config.num_workers, device)

@@ -15,15 +15,24 @@ from torch.utils.data import DataLoader
 from kfold import artifacts
 from kfold.artifacts import Workspace
 from kfold.config import Competition, Config, settings_hash
-from kfold.data.augment import eval_transform, train_transform
+from kfold.data.augment import eval_transform, train_transform, transform_of_epoch
 from kfold.data.folds import Folds
 from kfold.data.images import image_path
-from kfold.data.loader import EpochOrder, Images, make_loader, mixed_rows
+from kfold.data.loader import EpochOrder, Images, make_loader
 from kfold.data.tables import read_test_ids
 from kfold.data.targets import Targets
 from kfold.ensemble.pseudo import PseudoRows
 from kfold.ensemble.pseudo_files import read_pseudo, read_teachers, refuse_unsafe_teacher, teacher_facts
 from kfold.errors import UserError
+from kfold.inputs import (
+    first_plain_epoch,
+    largest_size,
+    make_augmentation,
+    make_mixer,
+    make_rows_of,
+    make_size_of,
+    refuse_fixed_input,
+)
 from kfold.losses.center import add_centers
 from kfold.losses.margin import margin_scale
 from kfold.model.build import build_model, input_statistics, refuse_unknown_backbone
@@ -110,25 +119,27 @@ def read_pseudo_of_fold(
 
 
 def make_batches(
-    rows: TrainingRows, config: Config, number: int, device: torch.device
+    rows: TrainingRows, task: str, config: Config, number: int, device: torch.device
 ) -> tuple[DataLoader, DataLoader | None]:
     """Augmented, shuffled batches of the training rows, and plain ones of the validation rows in order."""
-    size, num_pseudo = config.image_size, len(rows.train_paths) - rows.num_real
-    augment = train_transform(config.augment, size, config.hflip, config.vflip, config.rotate90)
-    train_images = Images(rows.train_paths, rows.train_targets, augment, size, config.seed, number, rows.train_weights)
-    rows_of = mixed_rows(
-        rows.num_real,
-        num_pseudo,
-        config.pseudo_ratio,
-        config.epochs - config.cooldown_epochs,
+    augmentation, size, largest = make_augmentation(config), config.image_size, largest_size(config)
+    train_images = Images(
+        rows.train_paths,
+        rows.train_targets,
+        train_transform(augmentation, largest),
+        largest,
         config.seed,
         number,
+        rows.train_weights,
+        partial(transform_of_epoch, augmentation, first_plain_epoch(config)),
     )
-    train_order = EpochOrder(len(train_images), config.batch_size, True, config.seed, number, rows_of)
+    rows_of = make_rows_of(config, rows.train_targets, rows.num_real, task, number)
+    size_of = make_size_of(config, number)
+    train_order = EpochOrder(len(train_images), config.batch_size, True, config.seed, number, rows_of, size_of)
     train_batches = make_loader(train_images, train_order, config.num_workers, device)
     if not len(rows.valid_paths):
         return train_batches, None
-    valid_images = Images(rows.valid_paths, rows.valid_targets, eval_transform(size), size)
+    valid_images = Images(rows.valid_paths, rows.valid_targets, eval_transform(size, config.center_crop), size)
     valid_order = EpochOrder(len(valid_images), 2 * config.batch_size, False)
     return train_batches, make_loader(valid_images, valid_order, config.num_workers, device)
 
@@ -175,17 +186,20 @@ def refuse_unfit_model(config: Config, num_outputs: int) -> None:
     Some backbones compute with numbers while they are built, which the meta device has not: those are built in memory.
     """
     refuse_unknown_backbone(config.backbone)
+    refuse_fixed_input(config)
+    smallest = min([config.image_size, *config.multi_scale, *config.progressive])
     for device in ("meta", "cpu"):
         try:
             with torch.device(device), torch.inference_mode():
                 model = build_network(config, num_outputs, pretrained=False).eval()
-                model(torch.zeros(2, 3, config.image_size, config.image_size))
+                for size in {config.image_size, smallest}:
+                    model(torch.zeros(2, 3, size, size))
             return
         except (RuntimeError, ValueError, AssertionError, TypeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
     raise UserError(
-        f"backbone '{config.backbone}' at image_size={config.image_size}, pooling={config.pooling}, "
-        f"norm={config.norm} does not work ({reason}): try them one by one"
+        f"backbone '{config.backbone}' at {smallest} pixels, pooling={config.pooling}, norm={config.norm} does not work "
+        f"({reason}): try them one by one"
     )
 
 
@@ -222,7 +236,8 @@ def make_objective(
         make_training_loss(config, task, targets),
         1 - config.distill_weight if has_teachers else 1.0,
         terms,
-        class_weights=make_class_weights(config, task, targets),
+        make_mixer(config),
+        make_class_weights(config, task, targets),
         ohem_share=config.ohem_share,
         flooding=config.flooding,
     )
@@ -328,17 +343,19 @@ class Teacher:
     models: list[tuple[nn.Module, ModelCard]]
 
 
-def load_teachers(workspace: Workspace, number: int, config: Config, fold_stamp: str) -> dict[str, Teacher]:
-    """For each run of `distill_from` its models of this very fold, all that it predicts with.
+def load_teachers(
+    workspace: Workspace, number: int, config: Config, fold_stamp: str, key: str = "distill_from"
+) -> dict[str, Teacher]:
+    """For each run that `key` names its models of this very fold, all that it predicts with.
 
     Out-of-fold predictions of the training rows would not do: fold j's come from a model that saw fold `number`.
     """
     teachers = {}
-    for run in config.distill_from:
+    for run in getattr(config, key):
         folder = workspace.fold_dir(run, number)
         manifest = artifacts.read_manifest(folder)
         if manifest is None:
-            raise UserError(f"{folder}: distill_from names run {run}, which is not trained there: run train.py for it")
+            raise UserError(f"{folder}: {key} names run {run}, which is not trained there: run train.py for it")
         refuse_unsafe_teacher(manifest, run, number, fold_stamp)
         artifacts.verify_files(folder, manifest, list(manifest["weights"]))
         models = [load_model(folder / name) for name in manifest["weights"]]
@@ -361,7 +378,7 @@ def make_terms(
     """What joins the supervised loss, from this step on."""
     terms = make_loss_terms(config, model)
     if teachers:
-        refuse_other_outputs(teachers, card)
+        refuse_other_outputs(teachers, card.task, card.names, "distill_from")
         models = [model for teacher in teachers.values() for model in teacher.models]
         loss = make_loss(config, card.task)
         weight, temperature = config.distill_weight, config.distill_temperature
@@ -373,11 +390,11 @@ def make_terms(
     return terms
 
 
-def refuse_other_outputs(teachers: dict[str, Teacher], card: ModelCard) -> None:
+def refuse_other_outputs(teachers: dict[str, Teacher], task: str, names: tuple[str, ...], key: str) -> None:
     for run, teacher in teachers.items():
         for _, its_card in teacher.models:
-            if (its_card.task, its_card.names) != (card.task, card.names):
-                raise UserError(f"distill_from: run {run} was trained for other targets than train.csv now gives")
+            if (its_card.task, its_card.names) != (task, names):
+                raise UserError(f"{key}: run {run} was trained for other targets than train.csv now gives")
 
 
 def make_unlabelled_batches(
@@ -387,7 +404,7 @@ def make_unlabelled_batches(
     if sum(Path(path).is_file() for path in paths) < 2:  # BatchNorm cannot train on one
         raise UserError(f"consistency_weight learns from test images, and fewer than 2 of {len(paths)} are there")
     size = config.image_size
-    augment = train_transform(config.augment, size, config.hflip, config.vflip, config.rotate90)
+    augment = train_transform(make_augmentation(config), size)
     batch_size = min(config.batch_size, len(paths))
     loaders = []
     for side in ("student", "teacher"):

@@ -46,6 +46,12 @@ OPTIONS = {  # name -> key=value words; each with the loader processes that it i
         "zero_gamma=on", "drop_rate=0.2", "multi_sample_dropout=3", "drop_path_rate=0.2", "accumulate=2",
         "precision=bfloat16", "ema_decay=0.9", "select=ema",
     ],
+    "data_switches": [
+        "num_workers=2", "augment=trivialaugment", "crop_scale=0.4", "color_jitter=0.3", "fancy_pca=0.5", "cutout=0.5",
+        "random_erasing=0.5", "mixing=[mixup,cutmix,ricap]", "mixing_probability=0.8", "plain_epochs=1",
+        "multi_scale=[24,32,40]", "center_crop=0.875", "input_statistics=dataset", "sampler=square_root",
+        "clean_labels=0.1", "clean_labels_from=teacher", "accumulate=2", "ema_decay=0.9",
+    ],
     "mean_teacher": ["num_workers=1", "ema_decay=0.9", "consistency_weight=1.0", "accumulate=2"],
 }  # fmt: skip
 NOT_COMPARED = ("minutes", "images_per_second", "files", "manifest_sha256")  # of a manifest: the first two are times

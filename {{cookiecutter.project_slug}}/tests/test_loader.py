@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kfold.data.augment import AUGMENTS, apply, eval_transform, train_transform
+from kfold.data.augment import AUGMENTS, Augmentation, apply, eval_transform, train_transform
 from kfold.data.loader import EpochOrder, Images, make_loader, mixed_rows
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def image_paths(tmp_path_factory):
 
 def make_images(paths, augment="heavy", seed=1, fold=0):
     targets = np.arange(len(paths), dtype=np.float32)[:, None]
-    return Images(paths, targets, train_transform(augment, 24, True, True, True), 24, seed, fold)
+    return Images(paths, targets, train_transform(Augmentation(augment, True, True, True), 24), 24, seed, fold)
 
 
 def read_epochs(paths, num_workers, epochs=(0, 1), start=0, seed=1, fold=0):
@@ -58,11 +58,12 @@ def test_an_epoch_taken_up_at_any_batch_goes_on_with_the_same_bytes(image_paths,
 
 DECODE_THEN_FORK = """
 import sys, cv2, numpy as np, torch
-from kfold.data.augment import train_transform
+from kfold.data.augment import Augmentation, train_transform
 from kfold.data.loader import EpochOrder, Images, make_loader
 for size in range(2000, 2010):
     cv2.GaussianBlur(cv2.resize(np.zeros((size, size, 3), np.uint8), (900, 900)), (9, 9), 2)
-images = Images(sys.argv[1:], np.zeros((len(sys.argv) - 1, 1)), train_transform("heavy", 24, True, True, True), 24)
+transform = train_transform(Augmentation("heavy", True, True, True), 24)
+images = Images(sys.argv[1:], np.zeros((len(sys.argv) - 1, 1)), transform, 24)
 loader = make_loader(images, EpochOrder(len(images), 4, True), 2, torch.device("cpu"))
 print(sum(len(batch.images) for batch in loader))
 """
@@ -154,7 +155,7 @@ def test_an_unreadable_image_is_black_and_reported_not_raised(image_paths, tmp_p
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_every_preset_is_a_pure_function_of_the_seed_and_gives_uint8_of_the_size(augment):
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-    transform = train_transform(augment, 32, True, False, True)
+    transform = train_transform(Augmentation(augment, True, False, True), 32)
     first = apply(transform, image, 7)
     apply(transform, image, 8)
     assert np.array_equal(apply(transform, image, 7), first)
@@ -165,7 +166,7 @@ def test_every_preset_is_a_pure_function_of_the_seed_and_gives_uint8_of_the_size
 def test_transforms_of_one_image_draw_independently():
     image = np.zeros((2, 2, 3), np.uint8)
     image[0, 0] = 255
-    transform = train_transform("none", 2, True, True, False)
+    transform = train_transform(Augmentation("none", True, True), 2)
     corners = [tuple(np.argwhere(apply(transform, image, seed)[..., 0])[0]) for seed in range(200)]
     counts = {corner: corners.count(corner) for corner in set(corners)}
     assert len(counts) == 4  # with one shared seed, two flips never come alone

@@ -34,7 +34,7 @@ import train
 from kfold import adopt, artifacts, stopping
 from kfold.artifacts import Workspace
 from kfold.config import load_config
-from kfold.data.augment import train_transform
+from kfold.data.augment import Augmentation, train_transform
 from kfold.data.loader import EpochOrder, Images, as_is, make_loader, read_batches
 from kfold.errors import Interrupted, UserError
 from kfold.forecast import TimeForecast
@@ -119,7 +119,9 @@ def test_the_number_of_loader_processes_may_change_on_the_way(base, undisturbed,
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 4])
 def test_batches_are_the_same_bytes_at_every_resume_point(base, num_workers, persistent, figures):
     images = sorted((base / "data" / "train_images").iterdir())[:30]
-    data = Images(images, np.zeros((30, 1)), train_transform("heavy", 16, True, True, True), 16, seed=3, fold=1)
+    data = Images(
+        images, np.zeros((30, 1)), train_transform(Augmentation("heavy", True, True, True), 16), 16, seed=3, fold=1
+    )
 
     def loader(workers: int) -> DataLoader:
         order = EpochOrder(len(images), 4, True, 3, 1)

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ SHARED_MEMORY = "/dev/shm"
 PREFETCHED = 2  # batches that PyTorch keeps ready for each loader process
 
 
+Key = tuple[int, int] | tuple[int, int, int]  # epoch (from 0), row, and the size of the batch where it varies
+
+
 class Batch(NamedTuple):
     images: torch.Tensor  # (B, size, size, 3) uint8
     targets: torch.Tensor  # (B, C) float32; C = 0 where there are none
@@ -32,8 +36,12 @@ class Batch(NamedTuple):
 
 
 class Images(Dataset):
-    """Image files with targets (N, C) and their weights (N, C; default 1). A key is (epoch, row): the epoch varies the
-    augmentation."""
+    """Image files with targets (N, C) and their weights (N, C; default 1). A key is (epoch, row) or (epoch, row, size):
+    the epoch varies the augmentation.
+
+    size: of an image, in pixels; the largest where the keys of a batch carry one of their own. transform_of:
+    (epoch, size) -> the transform to use; by default `transform`, always.
+    """
 
     def __init__(
         self,
@@ -44,35 +52,40 @@ class Images(Dataset):
         seed: int = 0,
         fold: int = 0,
         weights: np.ndarray | None = None,
+        transform_of: Callable[[int, int], A.Compose] | None = None,
     ):
         # One array of text, not a list: reading list items in workers copies their memory pages (PyTorch issue 13246).
         self.paths = np.array([str(path) for path in paths])
         self.targets = torch.from_numpy(np.ascontiguousarray(targets, np.float32))
         self.weights = torch.ones_like(self.targets) if weights is None else torch.from_numpy(weights)
         self.transform, self.size, self.seed, self.fold = transform, size, seed, fold
+        self.transform_of = transform_of
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch:
-        images = np.zeros((len(keys), self.size, self.size, 3), np.uint8)
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        size = keys[0][2] if len(keys[0]) == 3 else self.size
+        images = np.zeros((len(keys), size, size, 3), np.uint8)
         problems = []
-        for position, (epoch, row) in enumerate(keys):
+        for position, (epoch, row, *_) in enumerate(keys):
             try:
                 image = read_image(Path(self.paths[row]))
             except BadImage as problem:
                 problems.append((row, f"{self.paths[row]}: {problem}"))
                 continue
-            images[position] = apply(self.transform, image, seed_of(self.seed, self.fold, epoch, row))
-        indices = torch.tensor([row for _, row in keys])
+            transform = self.transform_of(epoch, size) if self.transform_of else self.transform
+            images[position] = apply(transform, image, seed_of(self.seed, self.fold, epoch, row))
+        indices = torch.tensor([key[1] for key in keys])
         return Batch(torch.from_numpy(images), self.targets[indices], self.weights[indices], indices, problems)
 
 
 class EpochOrder(Sampler):
-    """Batches of (epoch, row) keys. Set `epoch` (and `start`, the first batch) before iterating.
+    """Batches of keys. Set `epoch` (and `start`, the first batch) before iterating.
 
     Shuffled orders leave out the incomplete last batch, other rows each epoch; BatchNorm cannot train on a single row.
-    rows_of: the rows (n,) of an epoch; by default all.
+    rows_of: the rows (n,) of an epoch; by default all. size_of: (epoch, batch) -> the size (pixels) that the batch's
+    keys carry; by default they carry none.
     """
 
     def __init__(
@@ -83,13 +96,15 @@ class EpochOrder(Sampler):
         seed: int = 0,
         fold: int = 0,
         rows_of: Callable[[int], np.ndarray] | None = None,
+        size_of: Callable[[int, int], int] | None = None,
     ):
         self.batch_size, self.shuffle, self.seed, self.fold = batch_size, shuffle, seed, fold
-        self.rows_of = rows_of or (lambda epoch: np.arange(num_rows))
+        self.rows_of, self.size_of = rows_of or (lambda epoch: np.arange(num_rows)), size_of
+        self.num_rows_of = cache(lambda epoch: len(self.rows_of(epoch)))  # asked for often, and drawn anew each time
         self.epoch = self.start = 0
 
     def num_batches(self, epoch: int) -> int:
-        num_rows = len(self.rows_of(epoch))
+        num_rows = self.num_rows_of(epoch)
         return max(1, num_rows // self.batch_size) if self.shuffle else -(-num_rows // self.batch_size)
 
     def steps_before(self, epoch: int, batch: int = 0) -> int:
@@ -99,13 +114,14 @@ class EpochOrder(Sampler):
     def __len__(self) -> int:
         return self.num_batches(self.epoch)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         epoch, order = self.epoch, self.rows_of(self.epoch)
         if self.shuffle:
             order = np.random.default_rng(seed_of(self.seed, self.fold, epoch, "order")).permutation(order)
         for batch in range(self.start, self.num_batches(epoch)):
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(epoch, int(row)) for row in rows]
+            size = (self.size_of(epoch, batch),) if self.size_of else ()
+            yield [(epoch, int(row), *size) for row in rows]
 
 
 def mixed_rows(

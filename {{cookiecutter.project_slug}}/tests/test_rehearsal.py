@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from interrupted import StopAfter
+from safetensors.torch import save_file
 from test_pipeline import prepare
 
 import make_folds
@@ -142,14 +144,32 @@ def test_what_makes_no_sense_with_it_is_refused(root, monkeypatch, capsys):
                 "lr=0.02",
                 "backbone_lr=0.5",
                 "clip_grad=1",
-                "center_weight=0.001",
+                "multi_scale=[24,32]",
                 "class_weights=inverse_log",
             ],
             REHEARSALS,
         ),
-        (["optimizer=sgd", "lr=0.05", "accumulate=2", "precision=bfloat16", "num_workers=1"], REHEARSALS),
         (
-            ["ema_decay=0.9", "consistency_weight=1.0", "precision=float16", "batch_size=4"],
+            [
+                "optimizer=sgd",
+                "lr=0.05",
+                "accumulate=2",
+                "mixing=[mixup,cutmix]",
+                "precision=bfloat16",
+                "num_workers=1",
+            ],
+            REHEARSALS,
+        ),
+        (
+            [
+                "ema_decay=0.9",
+                "consistency_weight=1.0",
+                "progressive=[16,40]",
+                "clean_labels=0.1",
+                "clean_labels_from=none",
+                "precision=float16",
+                "batch_size=4",
+            ],
             ["overfit_batch", "profile"],
         ),
     ],
@@ -225,6 +245,18 @@ def refused(root, *words):
         rehearse(root, "overfit_batch", *words)
     assert len(caught.value.problems) == 1
     return str(caught.value)
+
+
+def test_a_profile_finds_memory_for_the_largest_size(root, monkeypatch):
+    seen = []
+
+    def note(cast, batch, most):
+        seen.append((batch.images.shape[1:], batch.images.dtype))
+        return ""
+
+    monkeypatch.setattr(profile, "describe_largest_batch", note)
+    rehearse(root, "profile", "progressive=[16,24,40]", "epochs=3")
+    assert seen == [((40, 40, 3), torch.uint8)]
 
 
 def test_a_sound_fold_is_learned_whatever_softens_its_labels(root, capsys):
@@ -316,3 +348,21 @@ def test_a_trial_of_few_rows_tells_of_the_whole_run(root, capsys):
     table = pd.read_csv(root / "runs" / "baseline-limit12" / "profile.csv")
     assert list(table["part"]) == ["data", "forward", "backward", "optimizer"]
     assert (table["seconds_per_step"] > 0).all()
+
+
+@pytest.mark.parametrize("kind", REHEARSALS)
+def test_frozen_stages_stay_frozen_and_the_rest_learns_though_the_first_epoch_is_the_heads(root, kind, monkeypatch):
+    seen, step = set(), cast.trial_step
+
+    def watch(training, *others):
+        loss, backbone = step(training, *others), training.model.backbone
+        seen.add(
+            (backbone.conv1[0].weight.grad is None, backbone.bn1.training, backbone.layer3[0].conv1.weight.grad is None)
+        )
+        return loss
+
+    monkeypatch.setattr(cast, "trial_step", watch)
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), root / "weights.safetensors")
+    words = ["pretrained=true", f"pretrained_path={root}/weights.safetensors", "freeze_stages=1", "freeze_epochs=1"]
+    rehearse(root, kind, *words, "lr=0.02")
+    assert seen == {(True, False, False)}

@@ -12,6 +12,7 @@ from kfold.config import Competition, Config
 from kfold.data.folds import Folds
 from kfold.data.loader import Batch, read_batches
 from kfold.data.targets import Targets
+from kfold.inputs import with_input
 from kfold.model.weights import ModelCard
 from kfold.seeds import seed_of
 from kfold.setup import (
@@ -91,18 +92,21 @@ class Cast:
 
 
 def assemble(scene: Scene, config: Config, num_batches: int = 0) -> Cast:
-    """As train.py does for a fold. num_batches: of an epoch at least; where it has fewer, its rows are repeated."""
+    """As train.py does for a fold, but for clean_labels: to judge rows is work of its own, and writes into the run.
+
+    num_batches: of an epoch at least; where it has fewer, its rows are repeated.
+    """
     workspace, number, task = scene.workspace, scene.number, scene.facts.task
     device = choose_device()
     make_deterministic(config.deterministic)
     precision = choose_precision(config.precision, device)
     rows = gather_rows(workspace, scene.run, number, scene.facts, config, scene.folds, scene.targets)
     times = -(-num_batches * config.batch_size // len(rows.train_paths)) or 1
-    train_batches, _ = make_batches(repeated(rows, times), config, number, device)
+    train_batches, _ = make_batches(repeated(rows, times), task, config, number, device)
     names, values = scene.targets.names, scene.targets.values[scene.folds.fold != number]
     model = make_model(config, task, number, values).to(device)
     refuse_frozen(model)  # PyTorch makes no optimizer of nothing
-    card = make_card(model, config, task, names, values)
+    card = with_input(make_card(model, config, task, names, values), config, rows.train_paths[: rows.num_real])
     optimizer = make_optimizer_of(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
     training = Training(model, optimizer, scaler, make_averages(model, config), config.accumulate)

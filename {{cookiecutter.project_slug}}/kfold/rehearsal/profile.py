@@ -9,6 +9,7 @@ from kfold.data.loader import Batch, EpochOrder
 from kfold.errors import UserError
 from kfold.forecast import VALID_COST
 from kfold.free_memory import free_memory
+from kfold.inputs import largest_size
 from kfold.rehearsal.cast import Cast, Scene, assemble, endless_batches
 from kfold.report.rehearsal_pictures import profile_picture
 from kfold.report.spreadsheet import to_spreadsheet
@@ -32,7 +33,10 @@ SHARE_OF_FREE = 0.5  # of the memory without a GPU: other programs, and what com
 
 def profile(scene: Scene) -> None:
     """Print where the time goes, how long the whole run will take, and the largest batch that fits into memory."""
-    config, cast = scene.config, assemble(scene, scene.config, WARM_UP_STEPS + 2 * TIMED_STEPS)
+    # Sizes that grow over equal stretches of a run cost as much as the same sizes drawn for each batch.
+    sizes = {"multi_scale": scene.config.progressive or scene.config.multi_scale, "progressive": ()}
+    config = scene.config.model_copy(update=sizes)
+    cast = assemble(scene, config, WARM_UP_STEPS + 2 * TIMED_STEPS)
     order: EpochOrder = cast.batches.batch_sampler
     num_real = len(cast.batches.dataset) * cast.rows.num_real / len(cast.rows.train_paths)
     images_a_row = len(order.rows_of(cast.epoch)) / num_real  # pseudo-labelled ones come on top
@@ -47,8 +51,8 @@ def profile(scene: Scene) -> None:
     where = f"{cast.device.type}, {str(cast.precision.dtype)[6:]}"
     title = f"{scene.name}: {config.backbone} at {config.image_size} px, batches of {config.batch_size}, {where}"
     print(title)
-    warm_up = [next(batches) for _ in range(WARM_UP_STEPS)]
-    for batch in warm_up:
+    for _ in range(WARM_UP_STEPS):
+        batch = next(batches)
         step(batch)
     seconds, num_images = time_steps(batches, step, TIMED_STEPS, TIMED_SECONDS, cast.device)
     speed = num_images / seconds
@@ -64,7 +68,7 @@ def profile(scene: Scene) -> None:
     write_sealed(path_of(scene.run, "png"), profile_picture(parts, f"{title}\n{speed:.0f} images/s; {whole_run}"))
     print(f"  the picture: {path_of(scene.run, 'png')}, and .csv")
     most = max(2, round(scene.num_rows * (1 - 1 / scene.folds.num_folds)))
-    print(f"  {describe_largest_batch(cast, warm_up[0], most)}")
+    print(f"  {describe_largest_batch(cast, black(batch, largest_size(config)), most)}")
 
 
 def show_parts(parts: Mapping[str, float], speed: float, num_workers: int) -> None:
@@ -94,6 +98,11 @@ def describe_run(num_rows: int, num_folds: int, epochs: int, images_a_row: float
     trained = num_rows * (num_folds - 1) * images_a_row  # over the folds
     seconds = epochs * (trained + VALID_COST * num_rows) / speed
     return f"{describe_seconds(seconds)} for {num_folds} folds of {epochs} epochs on {num_rows:,} rows"
+
+
+def black(batch: Batch, size: int) -> Batch:
+    """The batch with black images of size x size pixels: they take as much memory as any."""
+    return batch._replace(images=batch.images.new_zeros((len(batch.images), size, size, 3)))
 
 
 def describe_largest_batch(cast: Cast, batch: Batch, most: int) -> str:

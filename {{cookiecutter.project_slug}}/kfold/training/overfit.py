@@ -137,7 +137,8 @@ def explain_failure(losses: Sequence[float], silent: Sequence[str], conflicts: S
         return f"gradients: none reaches {silent[0]} (all are zero or None), and the batch is not learned ({course})"
     if last > first or max(losses) > 2 * first:
         return f"the loss rises or jumps: {course}: the rate is too large: {finder}"
-    if last < 0.98 * float(np.mean(losses[-3 * WINDOW : -2 * WINDOW] or losses[:1])):
+    recent = float(np.mean(losses[-3 * WINDOW : -2 * WINDOW] or losses[:1])) - last  # fall over the last two windows
+    if recent > (first - last) * 2 * WINDOW / len(losses) / 4:  # a quarter of the mean fall: it has not settled
         return f"the loss falls, but too slowly: {course}: the rate is too small: {finder}"
     if last > 0.95 * first:
         return f"the loss hardly moves: {course}: the rate is far too small, or too little is trained: {finder}"

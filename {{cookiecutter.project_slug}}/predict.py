@@ -47,6 +47,7 @@ def main(run: str = "baseline", weights: str = "", tta: str = "", overwrite: boo
     facts = load_competition(workspace.competition_path)
     artifacts.refuse_odd_name(run)
     artifacts.refuse_stack(workspace, run)
+    artifacts.refuse_ablation(run)
     numbers = workspace.trained_folds(run)
     full = [ALL_DATA] if workspace.has_full_fit(run) else []
     if not numbers + full:

@@ -111,10 +111,7 @@ def main(
     num_rows, folds = len(folds.ids), take_rows(folds, config.limit)
     targets = competition.decode_targets(folds.table, facts)
     metric = competition.metric(facts)
-    if problems := task_contradictions(config, facts.task):
-        raise UserError(problems)
-    make_loss(config, facts.task)  # a wrong choice should not touch the run's folder
-    refuse_unfit_model(config, len(targets.names))
+    refuse_wrong_choices(config, facts, len(targets.names))  # they should not touch the run's folder
 
     if run == "stack":
         raise UserError("a run cannot be called stack: stack.py puts its results there: give it another --name")
@@ -144,9 +141,17 @@ def main(
             trained = True
     if numbers == [artifacts.ALL_DATA]:
         print(f"next: python predict.py --run {run}")
-    elif workspace.trained_folds(run) == list(range(folds.num_folds)):
+    elif not artifacts.is_ablation(run) and workspace.trained_folds(run) == list(range(folds.num_folds)):
         summarize(workspace, run, config, folds, targets, metric, trained)
     stop.check()  # a signal may have come with the last fold: later stages should not start
+
+
+def refuse_wrong_choices(config: Config, facts: Competition, num_outputs: int) -> None:
+    """Raise UserError for settings that do not fit the competition, or a model that cannot be built."""
+    if problems := task_contradictions(config, facts.task):
+        raise UserError(problems)
+    make_loss(config, facts.task)
+    refuse_unfit_model(config, num_outputs)
 
 
 def choose_folds(wish: str, folds: Folds, config: Config) -> list[int]:

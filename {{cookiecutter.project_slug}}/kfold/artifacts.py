@@ -28,6 +28,7 @@ from kfold.strict_yaml import read_yaml
 
 SELF_DIGEST = "manifest_sha256"  # key of a manifest: over its other keys
 ALL_DATA = -1  # the "fold" of the full-data fit, which no row was held out of
+ABLATIONS = "ablations"  # the folder of ablate.py's trainings and tables, beside the runs
 STAMPED_PACKAGES = (
     "torch",
     "timm",
@@ -74,8 +75,17 @@ class Workspace:
         """A file or folder of the competition's data, such as facts.train_csv."""
         return self.root / facts.data_dir / name
 
+    @property
+    def ablations_dir(self) -> Path:
+        return self.runs_dir / ABLATIONS
+
+    def ablation_path(self, name: str, suffix: str) -> Path:
+        """What ablate.py found; suffix: csv, md or png."""
+        return self.ablations_dir / f"{name}.{suffix}"
+
     def run_dir(self, run: str) -> Path:
-        return self.runs_dir / run
+        """A training of ablate.py lies a folder deeper, where no stage takes it for a run to stack or submit."""
+        return (self.ablations_dir if is_ablation(run) else self.runs_dir) / run
 
     def fold_dir(self, run: str, fold: int) -> Path:
         return self.run_dir(run) / ("all-data" if fold == ALL_DATA else f"fold{fold}")
@@ -159,6 +169,21 @@ class Workspace:
     def run_names(self) -> list[str]:
         """Runs with at least one trained fold, in order of name."""
         return sorted({path.parent.parent.name for path in self.runs_dir.glob("*/fold*/manifest.json")})
+
+
+def ablation_run(digest: str, seed: int) -> str:
+    """The name of a training that is there to be compared only."""
+    return f"ablation-{digest}-seed{seed}"
+
+
+def is_ablation(run: str) -> bool:
+    return re.fullmatch(r"ablation-[0-9a-f]+-seed\d+", run) is not None
+
+
+def refuse_ablation(run: str) -> None:
+    """Raise UserError where a stage that needs weights is given a training of ablate.py, which keeps none."""
+    if is_ablation(run):
+        raise UserError(f"run {run}: made by ablate.py to be compared, without weights: train these settings anew")
 
 
 def read_oof(workspace: Workspace, run: str, ids: np.ndarray, fold: np.ndarray, fold_stamp: str) -> Predictions:
@@ -338,6 +363,8 @@ def is_done(workspace: Workspace, run: str, number: int, fold_stamp: str) -> boo
 def refuse_odd_name(run: str) -> None:
     if not re.fullmatch(RUN_NAME, run):
         raise UserError(f"run name {run!r}: use letters, digits, dot, dash and underscore")
+    if run == ABLATIONS:
+        raise UserError(f"run name {run!r}: that folder is ablate.py's: take another name")
 
 
 def write_manifest(
@@ -422,6 +449,16 @@ def forget_predictions(folder: Path, manifest: Mapping) -> dict:
     kept = {key: value for key, value in manifest.items() if key not in ("predicted", "unreadable_test_ids")}
     save_manifest(folder, {**kept, "files": files})
     return {**kept, "files": files}
+
+
+def forget_weights(folder: Path) -> None:
+    """Delete a finished fold's weights, the manifest's word on them first; what else it vouches for stays."""
+    manifest = read_manifest(folder) or {"files": {}}
+    files = {name: entry for name, entry in manifest["files"].items() if not name.endswith(".safetensors")}
+    if len(files) < len(manifest["files"]):
+        save_manifest(folder, {**manifest, "files": files})
+    for path in folder.glob("*.safetensors"):
+        path.unlink(missing_ok=True)
 
 
 # Stacks

@@ -198,8 +198,8 @@ def refuse_unfit_model(config: Config, num_outputs: int) -> None:
         except (RuntimeError, ValueError, AssertionError, TypeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
     raise UserError(
-        f"backbone '{config.backbone}' at {smallest} pixels, pooling={config.pooling}, norm={config.norm} does not work "
-        f"({reason}): try them one by one"
+        f"backbone '{config.backbone}' at {smallest} pixels, pooling={config.pooling}, norm={config.norm} does not "
+        f"work ({reason}): try them one by one"
     )
 
 
@@ -352,6 +352,7 @@ def load_teachers(
     """
     teachers = {}
     for run in getattr(config, key):
+        artifacts.refuse_ablation(run)
         folder = workspace.fold_dir(run, number)
         manifest = artifacts.read_manifest(folder)
         if manifest is None:

@@ -50,6 +50,7 @@ def verify_shared(workspace: Workspace) -> list[str]:
         path = workspace.image_statistics_path(rows)
         if path.exists() and path.name not in names:
             problems.append(f"{path}: is not in {path.parent / FILE_NAME}: delete it, stack.py makes it again")
+    problems += check_seals(workspace.ablations_dir)[1]
     return problems + check_ledger(workspace.ledger_path)
 
 

@@ -18,6 +18,7 @@ import train
 from kfold.artifacts import ALL_DATA, Workspace, read_manifest, save_manifest
 from kfold.data.doubt import label_losses, most_doubtful
 from kfold.errors import Interrupted, UserError
+from kfold.seals import read_seals
 from kfold.verify_fold import Found, verify_fold_files
 
 # The doubt
@@ -164,6 +165,18 @@ def test_a_resumed_fold_goes_on_without_the_same_rows_as_before(root, capsys, da
     clean(root)
     assert fingerprint(root, "clean") == undisturbed
     assert ("judged again" in capsys.readouterr().err) == (damage == "changed")
+
+
+def test_a_fold_taken_to_another_machine_goes_on_there_without_its_judge(root, tmp_path):
+    with pytest.raises(Interrupted):
+        clean(root, StopAfter(4))
+    begun = Workspace(root).dropped_path("clean", 0).read_bytes()
+    (tmp_path / "earlier").mkdir()
+    shutil.move(root / "runs", tmp_path / "earlier" / "runs")
+    clean(root, resume_from=tmp_path / "earlier")
+    path = Workspace(root).dropped_path("clean", 0)
+    assert path.read_bytes() == begun
+    assert path.name in read_seals(path.parent)
 
 
 def test_a_judge_that_saw_the_fold_is_refused_before_anything_is_written(root):

@@ -371,7 +371,7 @@ def test_pipeline_sh_runs_every_stage_from_any_folder_and_skips_what_is_done(tmp
 
 
 @pytest.mark.parametrize(
-    "script", ["demo_data", "make_folds", "train", "predict", "pseudo_label", "stack", "submit", "embed"]
+    "script", ["demo_data", "make_folds", "train", "predict", "pseudo_label", "stack", "submit", "embed", "ablate"]
 )
 def test_every_script_helps_and_a_mistake_is_one_line_without_traceback(script, tmp_path):
     root = copy_code(tmp_path / "empty")

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 MAX_BARS = 30
 MAX_LABEL = 50  # characters
+VERDICT_COLORS = {"helps": "tab:green", "hurts": "tab:red", "within noise": "0.45"}
 
 
 def importance_picture(table: pd.DataFrame, title: str) -> bytes:
@@ -17,7 +18,7 @@ def importance_picture(table: pd.DataFrame, title: str) -> bytes:
     Equal tables give equal bytes (with one version of matplotlib).
     """
     top = table.nlargest(MAX_BARS, "gain")[::-1]  # barh draws upwards
-    labels = [name if len(name) <= MAX_LABEL else name[: MAX_LABEL - 3] + "..." for name in top["name"]]
+    labels = [shorten_label(name) for name in top["name"]]
     figure = Figure(figsize=(9, 1.2 + 0.25 * len(top)), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     axes.barh(range(len(top)), top["gain"], color="tab:blue")
@@ -29,6 +30,36 @@ def importance_picture(table: pd.DataFrame, title: str) -> bytes:
     for text in (axes.title, *axes.get_yticklabels()):
         text.set_parse_math(False)  # a $ in a column's name is no formula
     return to_png(figure)
+
+
+def effects_picture(table: pd.DataFrame, deviation: float, title: str, unit: str) -> bytes:
+    """Gain of each switch with its 95% interval, the best on top, and a line at 0, as PNG.
+
+    table: columns switch, verdict, gain, gain_low, gain_high; failed ones are left out. deviation: of the baseline over
+    seeds, drawn as a band on both sides of 0. unit: of the gain.
+    """
+    shown = table[table["gain"].notna()].sort_values("gain", kind="stable")
+    figure = Figure(figsize=(9, 1.6 + 0.3 * len(shown)), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvspan(-deviation, deviation, color="0.9", label="baseline, standard deviation over seeds")
+    axes.axvline(0, color="0.4", linewidth=1)
+    for position, row in enumerate(shown.itertuples()):
+        color = VERDICT_COLORS[row.verdict]
+        axes.plot([row.gain_low, row.gain_high], [position, position], color=color, linewidth=2)
+        axes.plot(row.gain, position, "o", color=color)
+    axes.set_yticks(range(len(shown)), [shorten_label(name) for name in shown["switch"]])
+    axes.set_xlabel(f"gain in {unit} over the baseline, 95% interval; right of 0 is better")
+    axes.set_title(title)
+    figure.legend(loc="outside lower right", fontsize="small")
+    axes.margins(y=0.1)
+    axes.spines[["top", "right"]].set_visible(False)
+    for text in (axes.title, axes.xaxis.label, *axes.get_yticklabels()):
+        text.set_parse_math(False)
+    return to_png(figure)
+
+
+def shorten_label(name: str) -> str:
+    return name if len(name) <= MAX_LABEL else name[: MAX_LABEL - 3] + "..."
 
 
 def to_png(figure: Figure) -> bytes:

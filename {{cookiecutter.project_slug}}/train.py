@@ -11,6 +11,9 @@ each epoch) and ends with the same bytes. SIGTERM, Ctrl-C and --time-limit save 
 
 --fold all-data trains on every row, for test predictions alone (runs/<name>/all-data/). seed=1..3 trains three runs,
 <name>-seed1 to -seed3: a seed ensemble for stack.py.
+
+Before it trains for hours, --find-lr, --overfit-batch and --profile look at one fold (the first, unless --fold says
+which) and change nothing of a run. They write runs/<name>/lr_range_fold<k>.png and .csv, and profile.png and .csv.
 """
 
 import argparse
@@ -41,6 +44,8 @@ from kfold.intervals import score_folds
 from kfold.ledger import read_ledger, record_run
 from kfold.metrics import Metric
 from kfold.model.weights import copy_weights
+from kfold.rehearsal.cast import Scene
+from kfold.rehearsal.rehearse import rehearse
 from kfold.report.tables import cv_table
 from kfold.settings import difference
 from kfold.setup import (
@@ -79,14 +84,18 @@ def main(
     root: Path = ROOT,
     stop: Stop | None = None,
     resume_from: Path | None = None,
+    rehearsal: str = "",
 ) -> None:
     """Train one fold ("0", "1", ...), "all" or "all-data" of the experiment; folds that are done are left alone.
 
-    Raises Interrupted, with the state saved, when `stop` says so. resume_from: a folder with earlier runs.
+    Raises Interrupted, with the state saved, when `stop` says so. resume_from: a folder with earlier runs. rehearsal:
+    find_lr, overfit_batch or profile, in place of training.
     """
     stop = stop or Stop()
     if overwrite and resume_from is not None:
         raise UserError("--overwrite starts anew and --resume-from takes over earlier work: leave out one of them")
+    if rehearsal and (overwrite or resume_from is not None):
+        raise UserError(f"--{rehearsal.replace('_', '-')} changes no run: leave out --overwrite and --resume-from")
     workspace = Workspace(root)
     facts = load_competition(workspace.competition_path)
     config_path = config_path or workspace.config_path("baseline")
@@ -99,7 +108,7 @@ def main(
         raise UserError(
             f"limit={config.limit}: too few rows for {folds.num_folds} folds: take {2 * folds.num_folds} or more"
         )
-    folds = take_rows(folds, config.limit)
+    num_rows, folds = len(folds.ids), take_rows(folds, config.limit)
     targets = competition.decode_targets(folds.table, facts)
     metric = competition.metric(facts)
     refuse_wrong_choices(config, facts, len(targets.names))  # they should not touch the run's folder
@@ -107,6 +116,9 @@ def main(
     if run == "stack":
         raise UserError("a run cannot be called stack: stack.py puts its results there: give it another --name")
     artifacts.refuse_stack(workspace, run)
+    if rehearsal:
+        rehearse(rehearsal, Scene(workspace, run, numbers[0], facts, config, folds, targets, num_rows, stop))
+        return
     artifacts.register_run(workspace, run, facts, config, numbers, overwrite)
     trained = False
     if resume_from is not None:
@@ -318,6 +330,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="train folds again that are done, or begun")
     parser.add_argument("--time-limit", help="save and stop with exit code 75 after this time, e.g. 8h30m")
     parser.add_argument("--resume-from", type=Path, help="a folder that holds runs/ of an earlier session")
+    rehearsals = parser.add_mutually_exclusive_group()
+    for flag, purpose in (
+        ("--find-lr", "instead: try growing learning rates and suggest one"),
+        ("--overfit-batch", "instead: say whether one batch can be learned or, if not, which part is broken"),
+        ("--profile", "instead: where the time goes, how long a run takes, the largest batch that fits"),
+    ):
+        constant = flag[2:].replace("-", "_")
+        rehearsals.add_argument(flag, action="store_const", const=constant, default="", dest="rehearsal", help=purpose)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of kfold/config.py, e.g. lr=1e-3")
     return parser.parse_intermixed_args()
 
@@ -352,6 +372,7 @@ if __name__ == "__main__":
                 arguments.overwrite,
                 stop=stop,
                 resume_from=arguments.resume_from,
+                rehearsal=arguments.rehearsal,
             )
 
     run_stage(main_of_each_seed)

@@ -142,6 +142,14 @@ class Workspace:
         """The pseudo-labels that the fold trains on."""
         return self.fold_dir(run, fold) / "pseudo.parquet"
 
+    def lr_range_path(self, run: str, fold: int, suffix: str) -> Path:
+        """The curve of a learning rate range test. suffix: csv or png."""
+        return self.run_dir(run) / f"lr_range_{self.fold_dir(run, fold).name}.{suffix}"
+
+    def profile_path(self, run: str, suffix: str) -> Path:
+        """Where the time of training goes. suffix: csv or png."""
+        return self.run_dir(run) / f"profile.{suffix}"
+
     def begun_folds(self, run: str) -> list[int]:
         """Folds that hold a saved state: their training goes on from it."""
         states = [*self.run_dir(run).glob("*/state.pt"), *self.run_dir(run).glob("*/previous.pt")]

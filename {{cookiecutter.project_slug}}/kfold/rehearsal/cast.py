@@ -1,0 +1,144 @@
+"""A fold put together for a rehearsal: the model and all that trains it, made anew and thrown away afterwards."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from kfold.artifacts import Workspace
+from kfold.config import Competition, Config
+from kfold.data.folds import Folds
+from kfold.data.loader import Batch, read_batches
+from kfold.data.targets import Targets
+from kfold.inputs import with_input
+from kfold.model.weights import ModelCard
+from kfold.seeds import seed_of
+from kfold.setup import (
+    TrainingRows,
+    gather_rows,
+    load_teachers,
+    make_averages,
+    make_batches,
+    make_card,
+    make_model,
+    make_objective,
+    make_optimizer_of,
+    make_recipe,
+    make_terms,
+)
+from kfold.stopping import Stop
+from kfold.training.loop import Recipe, keep_frozen
+from kfold.training.objective import Objective
+from kfold.training.overfit import refuse_frozen
+from kfold.training.precision import Precision, choose_device, choose_precision, make_deterministic
+from kfold.training.predicting import refuse_unreadable
+from kfold.training.state import Training
+from kfold.training.step import Moment
+from kfold.training.trial import trial_step
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Which fold of which experiment is rehearsed. num_rows: of folds.csv, before a limit."""
+
+    workspace: Workspace
+    run: str
+    number: int
+    facts: Competition
+    config: Config
+    folds: Folds
+    targets: Targets
+    num_rows: int
+    stop: Stop
+
+    @property
+    def name(self) -> str:
+        return f"run {self.run}, {self.workspace.fold_dir(self.run, self.number).name}"
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Everything that a fold trains with, made anew."""
+
+    training: Training
+    card: ModelCard
+    objective: Objective
+    batches: DataLoader
+    rows: TrainingRows
+    recipe: Recipe
+    device: torch.device
+    precision: Precision
+
+    def moment(self, number: int, lr: float) -> Moment:
+        epoch, seed = self.epoch, seed_of(self.recipe.seed, self.recipe.fold, number, "rehearsal")
+        return Moment(number, epoch, float(epoch), lr, seed, self.recipe.clip_grad)
+
+    @property
+    def epoch(self) -> int:
+        """The first (from 0) that trains the backbone, too."""
+        return self.recipe.freeze_epochs
+
+    def start_training(self) -> None:
+        """Set the modes as the epoch has them."""
+        self.training.model.train()
+        keep_frozen(self.training.model, self.recipe, self.epoch)
+
+    def step(self, batch: Batch, moment: Moment) -> float:
+        """`trial_step`: the loss of the batch before it."""
+        refuse_unreadable(batch)
+        return trial_step(self.training, self.card, self.objective, batch, moment, self.device, self.precision)
+
+
+def assemble(scene: Scene, config: Config, num_batches: int = 0) -> Cast:
+    """As train.py does for a fold, but for clean_labels: to judge rows is work of its own, and writes into the run.
+
+    num_batches: of an epoch at least; where it has fewer, its rows are repeated.
+    """
+    workspace, number, task = scene.workspace, scene.number, scene.facts.task
+    device = choose_device()
+    make_deterministic(config.deterministic)
+    precision = choose_precision(config.precision, device)
+    rows = gather_rows(workspace, scene.run, number, scene.facts, config, scene.folds, scene.targets)
+    times = -(-num_batches * config.batch_size // len(rows.train_paths)) or 1
+    train_batches, _ = make_batches(repeated(rows, times), task, config, number, device)
+    names, values = scene.targets.names, scene.targets.values[scene.folds.fold != number]
+    model = make_model(config, task, number, values).to(device)
+    refuse_frozen(model)  # PyTorch makes no optimizer of nothing
+    card = with_input(make_card(model, config, task, names, values), config, rows.train_paths[: rows.num_real])
+    optimizer = make_optimizer_of(model, config)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
+    training = Training(model, optimizer, scaler, make_averages(model, config), config.accumulate)
+    teachers = load_teachers(workspace, number, config, scene.folds.stamp)
+    terms = make_terms(model, training.averages, teachers, rows, card, config, number, device, precision, 0)
+    objective = make_objective(config, task, terms, bool(teachers), rows)
+    cast = Cast(training, card, objective, train_batches, rows, make_recipe(config, number), device, precision)
+    cast.start_training()
+    return cast
+
+
+def repeated(rows: TrainingRows, times: int) -> TrainingRows:
+    """The training rows so often: the loader's start at each epoch is not what a profile of few rows should measure."""
+
+    def repeat(values: np.ndarray) -> np.ndarray:
+        real, pseudo = values[: rows.num_real], values[rows.num_real :]
+        return np.concatenate([*[real] * times, *[pseudo] * times])
+
+    return replace(
+        rows,
+        train_ids=repeat(rows.train_ids),
+        train_paths=repeat(rows.train_paths),
+        train_targets=repeat(rows.train_targets),
+        train_weights=repeat(rows.train_weights),
+        num_real=rows.num_real * times,
+    )
+
+
+def endless_batches(batches: DataLoader, epoch: int, stop: Stop) -> Iterator[Batch]:
+    """Epoch after epoch, from number `epoch` on. Raises Interrupted when it is time to stop."""
+    while True:
+        for batch in read_batches(batches, epoch):
+            stop.check()
+            yield batch
+        epoch += 1

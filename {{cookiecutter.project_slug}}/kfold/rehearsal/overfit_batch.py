@@ -1,0 +1,74 @@
+"""--overfit-batch: a network that cannot learn one batch by heart will not learn a data set."""
+
+import torch
+
+from kfold.data.loader import Batch
+from kfold.errors import UserError
+from kfold.model.weights import normalize
+from kfold.rehearsal.cast import Cast, Scene, assemble, endless_batches
+from kfold.training.overfit import (
+    GOAL,
+    MAX_STEPS,
+    conflicting_labels,
+    explain_failure,
+    is_all_right,
+    learn_batch,
+    refuse_idle_optimizer,
+    refuse_odd_targets,
+    refuse_wrong_head,
+)
+from kfold.training.precision import autocast
+from kfold.training.predicting import refuse_unreadable
+
+# What keeps the loss of one batch above what can be reached, or makes the batch another one at each step. The loss
+# itself, the head, the optimizer, what is frozen, the number format and accumulation stay as in the experiment.
+PLAIN = {
+    "augment": "none", "hflip": False, "vflip": False, "rotate90": False, "crop_scale": 0.0, "color_jitter": 0.0,
+    "fancy_pca": 0.0, "cutout": 0.0, "random_erasing": 0.0, "mixing": (), "multi_scale": (), "progressive": (),
+    "plain_epochs": 0, "drop_rate": 0.0, "drop_path_rate": 0.0, "multi_sample_dropout": 0, "label_smoothing": 0.0,
+    "flooding": 0.0, "triplet_weight": 0.0, "center_weight": 0.0, "l1_penalty": 0.0, "weight_decay": 0.0,
+    "freeze_epochs": 0, "clean_labels": 0.0, "clean_labels_from": (), "pseudo_from": (), "distill_from": (),
+    "consistency_weight": 0.0, "ema_decay": 0.0, "swa_from_epoch": 0, "num_workers": 0,
+}  # fmt: skip
+
+
+def overfit_batch(scene: Scene) -> None:
+    """Say that one fixed batch can be learned. Raises UserError that says which part is broken where it cannot."""
+    task, cast = scene.facts.task, assemble(scene, scene.config.model_copy(update=PLAIN))
+    batch = next(endless_batches(cast.batches, 0, scene.stop))
+    refuse_unreadable(batch)
+    ids = [str(cast.rows.train_ids[row]) for row in batch.indices.tolist()]
+    model, lr = cast.training.model, cast.recipe.peak_lr
+    refuse_odd_targets(batch.targets, ids, task)
+    refuse_idle_optimizer(model, cast.training.optimizer)
+    refuse_wrong_head(logits_of(cast, batch), batch.targets)
+    print(f"{scene.name}: the same {len(ids)} images at every step, at lr={lr:.2g}, without what would change them")
+    number = 0
+
+    def step() -> float:
+        nonlocal number
+        scene.stop.check()
+        number += 1
+        return cast.step(batch, cast.moment(number - 1, lr))
+
+    losses, silent = learn_batch(step, model, GOAL, MAX_STEPS)
+    course = f"loss {losses[0]:.4g} -> {losses[-1]:.4g} in {len(losses)} steps"
+    if not losses[-1] < GOAL:
+        conflicts = conflicting_labels(batch.images, batch.targets, ids)
+        problem = explain_failure(losses, silent, conflicts, lr)
+        if "stopped falling" not in problem or not is_all_right(logits_of(cast, batch), batch.targets.cpu(), task):
+            raise UserError(f"--overfit-batch: {problem}")
+        course += ", where it stays: every label is right, and this loss or head gets no lower"
+    unused = f"; no gradient reaches {', '.join(silent[:3])}: is that unused on purpose?" if silent else ""
+    print(f"  learned: {course}{unused}")
+
+
+@torch.no_grad()
+def logits_of(cast: Cast, batch: Batch) -> torch.Tensor:
+    """Logits (B, C) float32 on the CPU, as they are predicted; the model goes on training afterwards."""
+    images = normalize(batch.images.to(cast.device), cast.card.mean, cast.card.std)
+    model = cast.training.model.eval()
+    with autocast(cast.device, cast.precision):
+        logits = model(images)
+    cast.start_training()
+    return logits.float().cpu()

@@ -24,16 +24,10 @@ sys.path.insert(0, str(next(Path(__file__).resolve().parents[1].glob("*/kfold"))
 from kfold.config import Config
 from kfold.data.loader import Batch
 from kfold.settings import build_settings, parse_overrides
-from kfold.setup import (
-    TrainingRows,
-    make_averages,
-    make_card,
-    make_model,
-    make_objective,
-    make_optimizer_of,
-    make_recipe,
-)
-from kfold.setup_loss import make_loss_terms
+from kfold.setup.network import make_card, make_model
+from kfold.setup.objective import make_loss_terms, make_objective
+from kfold.setup.rows import TrainingRows
+from kfold.setup.training import make_averages, make_optimizer_of, make_recipe
 from kfold.training.loop import keep_frozen
 from kfold.training.precision import Precision, choose_device, choose_precision
 from kfold.training.state import Training

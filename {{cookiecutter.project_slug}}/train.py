@@ -29,7 +29,6 @@ import competition
 from kfold import artifacts
 from kfold.adopt import adopt_run
 from kfold.artifacts import Workspace
-from kfold.cleaning import drop_doubtful
 from kfold.config import Competition, Config, load_competition, load_config
 from kfold.conflicts import task_contradictions
 from kfold.data.folds import Folds, read_folds, take_rows
@@ -39,7 +38,6 @@ from kfold.errors import UserError, run_stage
 from kfold.files import locked
 from kfold.finish import predict_file, write_log, write_results, write_skipped, write_snapshot, write_weights
 from kfold.forecast import TimeForecast, bytes_needed, refuse_full_disk
-from kfold.inputs import with_input
 from kfold.intervals import score_folds
 from kfold.ledger import read_ledger, record_run
 from kfold.metrics import Metric
@@ -48,21 +46,13 @@ from kfold.rehearsal.cast import Scene
 from kfold.rehearsal.rehearse import rehearse
 from kfold.report.tables import cv_table
 from kfold.settings import difference
-from kfold.setup import (
-    gather_rows,
-    load_teachers,
-    make_averages,
-    make_batches,
-    make_card,
-    make_model,
-    make_objective,
-    make_optimizer_of,
-    make_recipe,
-    make_saver,
-    make_terms,
-    refuse_unfit_model,
-)
-from kfold.setup_loss import make_loss
+from kfold.setup.batches import make_batches
+from kfold.setup.cleaning import drop_doubtful
+from kfold.setup.network import make_card, make_model, refuse_unfit_model, with_input
+from kfold.setup.objective import make_loss, make_objective
+from kfold.setup.rows import gather_rows
+from kfold.setup.terms import load_teachers, make_terms
+from kfold.setup.training import make_averages, make_optimizer_of, make_recipe, make_saver
 from kfold.stopping import Stop, parse_seconds
 from kfold.training.early_stopping import is_stalled
 from kfold.training.loop import fit

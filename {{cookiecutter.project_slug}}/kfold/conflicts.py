@@ -226,7 +226,6 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
             ("schedule=cosine_cycles", lambda c: c.schedule == "cosine_cycles"),
             ("plain_epochs", lambda c: c.plain_epochs > 0),
             ("progressive", lambda c: bool(c.progressive)),
-            ("cooldown_epochs", lambda c: c.cooldown_epochs > 0),
         )
     ),
     (

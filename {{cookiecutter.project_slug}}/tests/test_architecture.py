@@ -22,7 +22,7 @@ from kfold.model.build import build_model, has_fixed_input, input_statistics, re
 from kfold.model.network import Architecture
 from kfold.model.torchvision_backbone import known_names
 from kfold.model.weights import ModelCard, copy_weights, load_model, weights_to_bytes
-from kfold.setup import make_card, make_model
+from kfold.setup.network import make_card, make_model
 
 SHUFFLENET = "torchvision/shufflenet_v2_x0_5"
 CARD = ("multiclass", ("a", "b", "c"), (0.5,) * 3, (0.25,) * 3, (0.0,) * 3, (1.0,) * 3)

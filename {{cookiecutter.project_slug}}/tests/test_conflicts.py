@@ -49,7 +49,8 @@ CASES = {  # words that contradict each other, and what the line must say; witho
     "early_stopping=2 schedule=cosine_cycles": "early_stopping with schedule=cosine_cycles",
     "mixing=mixup early_stopping=2 plain_epochs=2": "early_stopping with plain_epochs",
     "early_stopping=2 progressive=[64,128]": "early_stopping with progressive",
-    "pseudo_from=a early_stopping=2 cooldown_epochs=2": "early_stopping with cooldown_epochs",
+    "pseudo_from=a early_stopping=2": "early_stopping with pseudo_from: a round",
+    "min_lr=1e-4 scale_lr=true": "min_lr=0.0001 is above lr=0.0003 x batch_size=32 / 256",
     "swa_from_epoch=11": "comes after the last epoch",
     "select=ema": "select=ema needs ema_decay",
     "select=swa": "select=swa needs swa_from_epoch",
@@ -98,7 +99,8 @@ def test_every_row_of_the_table_has_a_case():
 
 def test_a_choice_that_does_nothing_alone_says_what_it_needs(tmp_path):
     for key, (what, _) in NEEDS.items():
-        (problem,) = problems_of([f"{key}={another(key)}"], tmp_path)
+        companion = ["schedule=one_cycle"] if key == "warmup_epochs" else []
+        (problem,) = problems_of([f"{key}={another(key)}", *companion], tmp_path)
         assert problem.endswith(f" needs {what}")
         assert f": {key}=" in problem
 

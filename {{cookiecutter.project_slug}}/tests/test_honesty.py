@@ -18,7 +18,7 @@ import predict
 import pseudo_label
 import stack
 import train
-from kfold import intervals, setup
+from kfold import intervals
 from kfold.artifacts import Workspace
 from kfold.config import load_competition
 from kfold.data.targets import decode
@@ -26,6 +26,7 @@ from kfold.ensemble.pseudo import PseudoRows
 from kfold.ensemble.pseudo_files import read_stamped
 from kfold.errors import UserError
 from kfold.metrics import resolve_metric
+from kfold.setup import rows as rows_of_fold
 
 NUM_TRAIN, NUM_TEST = 120, 60
 AUC = resolve_metric("roc_auc", "binary")
@@ -103,7 +104,7 @@ def test_labels_of_the_other_folds_teacher_would_score_far_above_chance(tmp_path
         targets, weights = (table[[column]].to_numpy(np.float32) for column in ("p_label", "w_label"))
         return PseudoRows(table["id"].to_numpy(object), targets, weights, table["confidence"].to_numpy())
 
-    monkeypatch.setattr(setup, "read_pseudo_of_fold", swap_and_read)
+    monkeypatch.setattr(rows_of_fold, "read_pseudo_of_fold", swap_and_read)
     pseudo_label.main(["baseline"], overrides=["pseudo_top_share=1.0"], root=root)
     assert out_of_fold_auc(root, "baseline-p1") > 0.6  # the bound of the honest chain is 0.572 for a mean of five
     monkeypatch.undo()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kfold.config import Config
-from kfold.inputs import make_mixer
+from kfold.setup.objective import make_mixer
 from kfold.training.mixing import MIXINGS, mix_batch
 from kfold.training.ricap import ricap
 

@@ -18,7 +18,7 @@ from kfold.data.loader import Batch
 from kfold.errors import Interrupted
 from kfold.model.build import build_model
 from kfold.model.weights import ModelCard
-from kfold.setup import make_optimizer_of, make_recipe
+from kfold.setup.training import make_optimizer_of, make_recipe
 from kfold.training.averaging import refresh_batch_norm
 from kfold.training.loop import keep_frozen
 from kfold.training.losses import choose_loss

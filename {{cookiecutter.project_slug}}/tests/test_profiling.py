@@ -12,7 +12,7 @@ from kfold.free_memory import free_memory
 from kfold.rehearsal import profile
 from kfold.rehearsal.cast import repeated
 from kfold.report.rehearsal_pictures import profile_picture
-from kfold.setup import TrainingRows
+from kfold.setup.rows import TrainingRows
 from kfold.training.profiling import (
     PARTS,
     Stopwatch,

@@ -12,22 +12,14 @@ from kfold.config import Competition, Config
 from kfold.data.folds import Folds
 from kfold.data.loader import Batch, read_batches
 from kfold.data.targets import Targets
-from kfold.inputs import with_input
 from kfold.model.weights import ModelCard
 from kfold.seeds import seed_of
-from kfold.setup import (
-    TrainingRows,
-    gather_rows,
-    load_teachers,
-    make_averages,
-    make_batches,
-    make_card,
-    make_model,
-    make_objective,
-    make_optimizer_of,
-    make_recipe,
-    make_terms,
-)
+from kfold.setup.batches import make_batches
+from kfold.setup.network import make_card, make_model, with_input
+from kfold.setup.objective import make_objective
+from kfold.setup.rows import TrainingRows, gather_rows
+from kfold.setup.terms import load_teachers, make_terms
+from kfold.setup.training import make_averages, make_optimizer_of, make_recipe
 from kfold.stopping import Stop
 from kfold.training.loop import Recipe, keep_frozen
 from kfold.training.objective import Objective

@@ -9,11 +9,11 @@ from kfold.data.loader import Batch, EpochOrder
 from kfold.errors import UserError
 from kfold.forecast import VALID_COST
 from kfold.free_memory import free_memory
-from kfold.inputs import largest_size
 from kfold.rehearsal.cast import Cast, Scene, assemble, endless_batches
 from kfold.report.rehearsal_pictures import profile_picture
 from kfold.report.spreadsheet import to_spreadsheet
 from kfold.seals import write_sealed
+from kfold.setup.batches import largest_size
 from kfold.stopping import describe_seconds
 from kfold.training.profiling import (
     PARTS,

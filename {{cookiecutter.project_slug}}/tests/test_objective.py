@@ -13,8 +13,9 @@ from kfold.data.loader import Batch
 from kfold.losses.center import add_centers
 from kfold.model.build import build_model
 from kfold.model.weights import copy_weights, load_model, weights_to_bytes
-from kfold.setup import TrainingRows, make_model, make_objective
-from kfold.setup_loss import labels_of, make_loss_terms
+from kfold.setup.network import make_model
+from kfold.setup.objective import labels_of, make_loss_terms, make_objective
+from kfold.setup.rows import TrainingRows
 from kfold.training.averaging import make_ema
 from kfold.training.optimizers import make_optimizer
 from kfold.training.precision import Precision

@@ -28,7 +28,8 @@ from kfold.errors import UserError
 from kfold.model.weights import ModelCard
 from kfold.report.spreadsheet import to_spreadsheet, unguard
 from kfold.seals import refuse_broken_seal, write_sealed
-from kfold.setup import Teacher, TrainingRows, load_teachers, refuse_other_outputs
+from kfold.setup.rows import TrainingRows
+from kfold.setup.terms import Teacher, load_teachers, refuse_other_outputs
 from kfold.stopping import Stop
 from kfold.training.precision import Precision
 from kfold.training.predicting import predict_logits, same, to_target_units

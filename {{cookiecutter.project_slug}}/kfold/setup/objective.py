@@ -1,6 +1,6 @@
-"""The loss of a fold put together from its settings, for setup.py: losses, labels, margins, class weights, terms."""
+"""What a fold minimises: losses, labels, margins, class weights, mixing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -14,10 +14,30 @@ from kfold.losses.l1 import absolute_sum
 from kfold.losses.label_smoothing import smooth_labels
 from kfold.losses.margin import arcface, class_margins, cosface, margin_scale
 from kfold.losses.triplet import triplet
+from kfold.setup.batches import first_plain_epoch
+from kfold.setup.rows import TrainingRows
 from kfold.training.losses import Loss, choose_loss
+from kfold.training.mixing import mixer
+from kfold.training.objective import Mixer, Objective, unmixed
 from kfold.training.terms import Step, Term
 
 HIGHEST_MARGIN = {"arcface": 1.5, "subcenter_arcface": 1.5, "cosface": 1.0}  # radians below pi/2, and of the cosine
+
+
+def make_objective(
+    config: Config, task: str, terms: Sequence[Term], has_teachers: bool, rows: TrainingRows
+) -> Objective:
+    """What the fold minimises. Class weights and margins follow the real training rows."""
+    targets = rows.train_targets[: rows.num_real]
+    return Objective(
+        make_training_loss(config, task, targets),
+        1 - config.distill_weight if has_teachers else 1.0,
+        terms,
+        make_mixer(config),
+        make_class_weights(config, task, targets),
+        ohem_share=config.ohem_share,
+        flooding=config.flooding,
+    )
 
 
 def make_loss(config: Config, task: str) -> Loss:
@@ -61,6 +81,13 @@ def make_class_weights(config: Config, task: str, targets: np.ndarray) -> Callab
         "effective_number": partial(effective_number, beta=config.effective_beta),
     }
     return weigh_classes(targets, task, rules[config.class_weights]) if config.class_weights in rules else None
+
+
+def make_mixer(config: Config) -> Mixer:
+    betas = {"mixup": config.mixup_alpha, "cutmix": config.cutmix_alpha, "ricap": config.ricap_beta}
+    if not config.mixing:
+        return unmixed
+    return mixer([(name, betas[name]) for name in config.mixing], config.mixing_probability, first_plain_epoch(config))
 
 
 def make_loss_terms(config: Config, model: nn.Module) -> list[Term]:

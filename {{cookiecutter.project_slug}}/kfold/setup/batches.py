@@ -1,0 +1,103 @@
+"""Batches of a fold: which rows, at which size, with which augmentation, in which epoch."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from kfold.config import Config
+from kfold.data.augment import Augmentation, eval_transform, train_transform, transform_of_epoch
+from kfold.data.loader import EpochOrder, Images, make_loader, mixed_rows
+from kfold.data.sampler import RowsOf, classes_of, resampled
+from kfold.data.sizes import SizeOf, drawn_sizes, growing_sizes
+from kfold.errors import UserError
+from kfold.seeds import seed_of
+from kfold.setup.rows import TrainingRows
+
+
+def make_batches(
+    rows: TrainingRows, task: str, config: Config, number: int, device: torch.device
+) -> tuple[DataLoader, DataLoader | None]:
+    """Augmented, shuffled batches of the training rows, and plain ones of the validation rows in order."""
+    augmentation, size, largest = make_augmentation(config), config.image_size, largest_size(config)
+    train_images = Images(
+        rows.train_paths,
+        rows.train_targets,
+        train_transform(augmentation, largest),
+        largest,
+        config.seed,
+        number,
+        rows.train_weights,
+        partial(transform_of_epoch, augmentation, first_plain_epoch(config)),
+    )
+    rows_of = make_rows_of(config, rows.train_targets, rows.num_real, task, number)
+    size_of = make_size_of(config, number)
+    train_order = EpochOrder(len(train_images), config.batch_size, True, config.seed, number, rows_of, size_of)
+    train_batches = make_loader(train_images, train_order, config.num_workers, device)
+    if not len(rows.valid_paths):
+        return train_batches, None
+    valid_images = Images(rows.valid_paths, rows.valid_targets, eval_transform(size, config.center_crop), size)
+    valid_order = EpochOrder(len(valid_images), 2 * config.batch_size, False)
+    return train_batches, make_loader(valid_images, valid_order, config.num_workers, device)
+
+
+def make_rows_of(config: Config, targets: np.ndarray, num_real: int, task: str, number: int) -> RowsOf:
+    """Which rows an epoch trains on; targets (N, C): of the fold's training rows, real ones first."""
+    num_mixed_epochs = config.epochs - config.cooldown_epochs
+    num_pseudo = len(targets) - num_real
+    rows_of = mixed_rows(num_real, num_pseudo, config.pseudo_ratio, num_mixed_epochs, config.seed, number)
+    if config.sampler == "shuffled":
+        return rows_of
+    return resampled(rows_of, classes_of(targets, task), config.sampler, config.seed, number)
+
+
+def make_size_of(config: Config, number: int) -> SizeOf | None:
+    """The size of each batch of training images; None: image_size."""
+    if config.multi_scale:
+        return drawn_sizes(config.multi_scale, config.seed, number)
+    return growing_sizes(config.progressive, config.epochs) if config.progressive else None
+
+
+def largest_size(config: Config) -> int:
+    """Of training images, in pixels."""
+    return max(config.multi_scale or config.progressive or (config.image_size,))
+
+
+def make_augmentation(config: Config) -> Augmentation:
+    return Augmentation(
+        config.augment,
+        config.hflip,
+        config.vflip,
+        config.rotate90,
+        config.crop_scale,
+        config.color_jitter,
+        config.fancy_pca,
+        config.cutout,
+        config.random_erasing,
+    )
+
+
+def first_plain_epoch(config: Config) -> float:
+    """The first (from 0) of the last epochs without mixing and heavy augmentation; infinite where none is."""
+    return config.epochs - config.plain_epochs if config.plain_epochs else float("inf")
+
+
+def make_unlabelled_batches(
+    paths: Sequence, config: Config, number: int, device: torch.device
+) -> tuple[DataLoader, DataLoader]:
+    """Two loaders of the same test images in the same order, augmented differently."""
+    if sum(Path(path).is_file() for path in paths) < 2:  # BatchNorm cannot train on one
+        raise UserError(f"consistency_weight learns from test images, and fewer than 2 of {len(paths)} are there")
+    size = config.image_size
+    augment = train_transform(make_augmentation(config), size)
+    batch_size = min(config.batch_size, len(paths))
+    loaders = []
+    for side in ("student", "teacher"):
+        seed = seed_of(config.seed, "unlabelled", side)
+        images = Images(paths, np.zeros((len(paths), 0)), augment, size, seed, number)
+        order = EpochOrder(len(paths), batch_size, True, config.seed, number)
+        loaders.append(make_loader(images, order, config.num_workers, device))
+    return loaders[0], loaders[1]

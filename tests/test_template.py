@@ -67,7 +67,6 @@ def test_both_locks_agree():
 
 
 def test_requirements_are_what_the_code_imports():
-    """And torchvision, which timm imports."""
     python = [name for name in tracked_files(PROJECT) if name.endswith(".py") and not name.startswith("tests/")]
     code = "\n".join((PROJECT / name).read_text(encoding="utf-8") for name in python)
     imported = set(re.findall(r"^ *(?:import|from) (\w+)", code, re.MULTILINE))
@@ -75,7 +74,7 @@ def test_requirements_are_what_the_code_imports():
     modules = {"opencv-python-headless": "cv2", "scikit-learn": "sklearn", "PyYAML": "yaml", "Pillow": "PIL"}
     modules |= {"iterative-stratification": "iterstrat", "huggingface-hub": "huggingface_hub"}
     lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    required = {line.split(">=")[0] for line in lines if line[:1].isalnum()} - {"torchvision"}
+    required = {line.split(">=")[0] for line in lines if line[:1].isalnum()}
     assert {modules.get(name, name) for name in required} == imported - own - sys.stdlib_module_names
 
 

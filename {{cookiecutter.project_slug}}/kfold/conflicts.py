@@ -88,7 +88,7 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
     *(
         (
             lambda c, key=key, default=default: getattr(c, key) != default and c.backbone.startswith("torchvision/"),
-            f"{key}={{{key}}} with backbone={{backbone}}: networks of torchvision have their own: leave it out",
+            key + " with backbone={backbone}: networks of torchvision have their own: leave it out",
         )
         for key, default in (("pooling", "default"), ("drop_path_rate", 0))
     ),
@@ -117,7 +117,7 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
     *(
         (
             lambda c, is_soft=is_soft: c.head in MARGIN_HEADS and is_soft(c),
-            f"head={{head}} with {what}: a margin needs one true class an image: drop one of them",
+            "head={head} with " + what + ": a margin needs one true class an image: drop one of them",
         )
         for what, is_soft in (
             ("mixing", lambda c: bool(c.mixing)),
@@ -166,7 +166,7 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
     *(
         (
             lambda c, is_on=is_on: bool(set(c.loss) & set(BATCH_LOSSES)) and is_on(c),
-            f"{what} with loss={{loss}}: {' and '.join(BATCH_LOSSES)} are of a whole batch, not of rows: drop one",
+            what + " with loss={loss}: lovasz and soft_fbeta are of a whole batch, not of rows: drop one",
         )
         for what, is_on in (
             ("ohem_share", lambda c: c.ohem_share < 1),
@@ -256,11 +256,11 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
 
 
 def no_classes(what: str) -> str:
-    return f"{what} is for classes: task {{task}} has none"
+    return what + " is for classes: task {task} has none"
 
 
 def one_class(what: str) -> str:
-    return f"{what} needs one of several classes an image: task {{task}} does not give that"
+    return what + " needs one of several classes an image: task {task} does not give that"
 
 
 # (experiment, task) -> whether they contradict each other; losses are checked by kfold/training/losses.py

@@ -21,20 +21,23 @@ if [ -n "${RESUME_FROM:-}" ]; then earlier=(--resume-from "$RESUME_FROM"); fi
 limit=""
 if [ -n "${TIME_LIMIT:-}" ]; then limit="$("$PYTHON" -m kfold.stopping "$TIME_LIMIT")"; fi
 
+child="" asked=""
+trap 'asked=yes; if [ -n "$child" ]; then kill -TERM "$child" 2>/dev/null || true; fi' TERM INT
+
 stage() { # runs a stage; SIGTERM and Ctrl-C are passed on to it, and its exit code (75: run again) ends this script
     if [ -n "$limit" ] && [ "$SECONDS" -ge "$limit" ]; then
         echo "interrupted: the time limit of $TIME_LIMIT is over before $1: run the same command again" >&2
         exit 75
     fi
-    local child="" asked="" code=0
-    trap 'asked=yes; kill -TERM "$child" 2>/dev/null || true' TERM INT
+    local code=0
     "$PYTHON" "$@" &
     child=$!
-    if [ -n "$asked" ]; then kill -TERM "$child"; fi # the signal came before the stage had a number
+    if [ -n "$asked" ]; then kill -TERM "$child" 2>/dev/null || true; fi # the signal came before the stage had a number
     wait "$child" || code=$?
     while kill -0 "$child" 2>/dev/null; do code=0; wait "$child" || code=$?; done # a signal ends the first wait early
-    trap - TERM INT
+    child=""
     if [ "$code" -eq 143 ] || [ "$code" -eq 130 ]; then code=75; fi # killed before it could answer: nothing is lost
+    if [ "$code" -eq 0 ] && [ -n "$asked" ]; then code=75; fi # the signal came with the stage's end
     return "$code"
 }
 

@@ -201,7 +201,7 @@ def test_the_card_says_the_scale_that_0_stands_for():
         (["drop_path_rate=0.1", f"backbone={SHUFFLENET}"], "drop_path_rate=0.1 with backbone=torchvision/"),
         (["drop_path_rate=0.1", "backbone=densenet121"], "densenet121 cannot leave out blocks"),
         (["norm=ibn", "backbone=test_efficientnet"], "norm=ibn: test_efficientnet is not built as a ResNet"),
-        (["norm=ibn", "image_size=8"], "at image_size=8, pooling=default, norm=ibn does not work"),
+        (["norm=ibn", "image_size=8"], "at 8 pixels, pooling=default, norm=ibn does not work"),
         (["zero_gamma=on", "backbone=test_vit"], "zero_gamma=on: test_vit has no residual blocks"),
         (["pooling=avg", "backbone=pit_ti_224", "image_size=224"], "pooling=avg, norm=default does not work .*no map"),
         (["freeze_stages=6", "pretrained=true", "pretrained_path=x"], "freeze_stages=6: test_resnet has 5 stages"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -373,12 +374,20 @@ def test_pipeline_sh_runs_every_stage_from_any_folder_and_skips_what_is_done(tmp
 @pytest.mark.parametrize(
     "script", ["demo_data", "make_folds", "train", "predict", "pseudo_label", "stack", "submit", "embed", "ablate"]
 )
-def test_every_script_helps_and_a_mistake_is_one_line_without_traceback(script, tmp_path):
-    root = copy_code(tmp_path / "empty")
-    helped = subprocess.run([sys.executable, f"{script}.py", "--help"], cwd=root, capture_output=True, text=True)
-    assert helped.returncode == 0
-    assert f"python {script}.py" in helped.stdout
-    failed = subprocess.run([sys.executable, f"{script}.py"], cwd=root, capture_output=True, text=True)
-    assert failed.returncode == 2
-    assert "competition.yaml: no such file" in failed.stderr
-    assert "Traceback" not in failed.stderr
+def test_every_script_helps_and_a_mistake_is_one_line_without_traceback(script, tmp_path, monkeypatch, capsys):
+    path = copy_code(tmp_path / "empty") / f"{script}.py"
+
+    def start(*words):
+        """As a command, but in this process, which has imported torch and all else already."""
+        monkeypatch.setattr(sys, "argv", [str(path), *words])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(path), run_name="__main__")
+        return ended.value.code, *capsys.readouterr()
+
+    code, shown, _ = start("--help")
+    assert code == 0
+    assert f"python {script}.py" in shown
+    code, _, errors = start()
+    assert code == 2
+    assert "competition.yaml: no such file" in errors
+    assert "Traceback" not in errors

@@ -88,7 +88,7 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
     *(
         (
             lambda c, key=key, default=default: getattr(c, key) != default and c.backbone.startswith("torchvision/"),
-            key + " with backbone={backbone}: networks of torchvision have their own: leave it out",
+            key + "={" + key + "} with backbone={backbone}: networks of torchvision have their own: leave it out",
         )
         for key, default in (("pooling", "default"), ("drop_path_rate", 0))
     ),

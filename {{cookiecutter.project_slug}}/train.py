@@ -42,7 +42,7 @@ from kfold.intervals import score_folds
 from kfold.ledger import read_ledger, record_run
 from kfold.metrics import Metric
 from kfold.model.weights import copy_weights
-from kfold.rehearsal.cast import Scene
+from kfold.rehearsal.assembled import ChosenFold
 from kfold.rehearsal.rehearse import rehearse
 from kfold.report.tables import cv_table
 from kfold.settings import difference
@@ -107,7 +107,7 @@ def main(
         raise UserError("a run cannot be called stack: stack.py puts its results there: give it another --name")
     artifacts.refuse_stack(workspace, run)
     if rehearsal:
-        rehearse(rehearsal, Scene(workspace, run, numbers[0], facts, config, folds, targets, num_rows, stop))
+        rehearse(rehearsal, ChosenFold(workspace, run, numbers[0], facts, config, folds, targets, num_rows, stop))
         return
     artifacts.register_run(workspace, run, facts, config, numbers, overwrite)
     trained = False

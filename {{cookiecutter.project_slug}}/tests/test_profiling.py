@@ -10,7 +10,7 @@ from torch import nn
 from kfold.data.loader import Batch
 from kfold.free_memory import free_memory
 from kfold.rehearsal import profile
-from kfold.rehearsal.cast import repeated
+from kfold.rehearsal.assembled import repeated
 from kfold.report.rehearsal_pictures import profile_picture
 from kfold.setup.rows import TrainingRows
 from kfold.training.profiling import (
@@ -148,7 +148,7 @@ def test_the_largest_batch_fits_and_a_sixteenth_more_does_not(limit, most):
     assert max(tried) <= most
 
 
-def make_cast(device):
+def make_fold(device):
     batch = Batch(torch.zeros(4, 2, 2, 3), torch.zeros(4, 2), torch.ones(4, 2), torch.arange(4), [])
     model = nn.Linear(2, 2)
     training = SimpleNamespace(accumulate=3, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
@@ -157,26 +157,26 @@ def make_cast(device):
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("too large for 32 bits")])
 def test_on_a_gpu_sizes_are_tried_until_memory_is_full_without_splitting(monkeypatch, error):
-    def try_step(cast, batch):
-        assert cast.training.accumulate == 1
+    def try_step(fold, batch):
+        assert fold.training.accumulate == 1
         assert len({len(tensor) for tensor in batch[:4]}) == 1
         if len(batch.images) > 37:
             raise error
 
     monkeypatch.setattr(profile, "try_step", try_step)
-    cast, batch = make_cast("cuda")
-    assert "36 images" in profile.describe_largest_batch(cast, batch, 1000)
-    assert "20 images (as many as a fold has rows)" in profile.describe_largest_batch(cast, batch, 20)
+    fold, batch = make_fold("cuda")
+    assert "36 images" in profile.describe_largest_batch(fold, batch, 1000)
+    assert "20 images (as many as a fold has rows)" in profile.describe_largest_batch(fold, batch, 20)
 
 
 def test_without_a_gpu_half_of_the_free_memory_is_divided_by_what_an_image_keeps(monkeypatch):
     monkeypatch.setattr(profile, "bytes_kept_for_backward", lambda step, model: 4 * 10e6)
     monkeypatch.setattr(profile, "free_memory", lambda: 8e9)
-    text = profile.describe_largest_batch(*make_cast("cpu"), 10_000)
+    text = profile.describe_largest_batch(*make_fold("cpu"), 10_000)
     assert "estimated: 400 images: each keeps 10.0 MB" in text
     assert "half of the 8.0 GB" in text
     monkeypatch.setattr(profile, "free_memory", lambda: float("inf"))
-    assert "does not tell" in profile.describe_largest_batch(*make_cast("cpu"), 10_000)
+    assert "does not tell" in profile.describe_largest_batch(*make_fold("cpu"), 10_000)
 
 
 def test_what_is_kept_for_the_backward_pass_grows_with_the_images_and_leaves_out_weights():

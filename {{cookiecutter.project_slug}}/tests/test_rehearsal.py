@@ -20,7 +20,7 @@ import train
 from kfold.config import Config
 from kfold.errors import Interrupted, UserError
 from kfold.files import locked
-from kfold.rehearsal import cast, find_lr, overfit_batch, profile
+from kfold.rehearsal import assembled, find_lr, overfit_batch, profile
 from kfold.rehearsal.overfit_batch import PLAIN
 from kfold.stopping import Stop
 from kfold.training.lr_finder import growing_rates
@@ -201,7 +201,7 @@ def test_the_curve_and_both_rates_are_shown_and_training_at_the_suggested_one_wo
 
 def test_the_test_puts_model_optimizer_and_generators_back(root, monkeypatch):
     made = []
-    assemble = cast.assemble
+    assemble = assembled.assemble
 
     def remember(*arguments):
         made.append(assemble(*arguments))
@@ -230,14 +230,14 @@ def test_a_curve_that_suggests_nothing_is_an_error_and_there_to_look_at(root, mo
 
 
 def plant(monkeypatch, name, change):
-    """Let the function of the cast make something that is broken."""
-    whole = getattr(cast, name)
+    """Let the function of assembled.py make something that is broken."""
+    whole = getattr(assembled, name)
 
     def broken(*arguments, **options):
         made = whole(*arguments, **options)
         return change(made) or made
 
-    monkeypatch.setattr(cast, name, broken)
+    monkeypatch.setattr(assembled, name, broken)
 
 
 def refused(root, *words):
@@ -250,7 +250,7 @@ def refused(root, *words):
 def test_a_profile_finds_memory_for_the_largest_size(root, monkeypatch):
     seen = []
 
-    def note(cast, batch, most):
+    def note(fold, batch, most):
         seen.append((batch.images.shape[1:], batch.images.dtype))
         return ""
 
@@ -319,7 +319,7 @@ def test_a_rate_that_is_too_small_is_named(root):
 
 
 def test_equal_images_with_different_labels_are_named(root, monkeypatch):
-    monkeypatch.setattr(cast, "make_batches", with_equal_images(cast.make_batches))
+    monkeypatch.setattr(assembled, "make_batches", with_equal_images(assembled.make_batches))
     words = refused(root)
     assert "labels contradict each other: ids '" in words
     assert "are the same image with different labels" in words
@@ -352,7 +352,7 @@ def test_a_trial_of_few_rows_tells_of_the_whole_run(root, capsys):
 
 @pytest.mark.parametrize("kind", REHEARSALS)
 def test_frozen_stages_stay_frozen_and_the_rest_learns_though_the_first_epoch_is_the_heads(root, kind, monkeypatch):
-    seen, step = set(), cast.trial_step
+    seen, step = set(), assembled.trial_step
 
     def watch(training, *others):
         loss, backbone = step(training, *others), training.model.backbone
@@ -361,7 +361,7 @@ def test_frozen_stages_stay_frozen_and_the_rest_learns_though_the_first_epoch_is
         )
         return loss
 
-    monkeypatch.setattr(cast, "trial_step", watch)
+    monkeypatch.setattr(assembled, "trial_step", watch)
     save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), root / "weights.safetensors")
     words = ["pretrained=true", f"pretrained_path={root}/weights.safetensors", "freeze_stages=1", "freeze_epochs=1"]
     rehearse(root, kind, *words, "lr=0.02")

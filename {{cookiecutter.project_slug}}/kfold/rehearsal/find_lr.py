@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from kfold.rehearsal.cast import Scene, assemble, endless_batches
+from kfold.rehearsal.assembled import ChosenFold, assemble, endless_batches
 from kfold.report.rehearsal_pictures import lr_picture
 from kfold.report.spreadsheet import to_spreadsheet
 from kfold.seals import write_sealed
@@ -10,21 +10,21 @@ from kfold.training.lr_finder import Curve, growing_rates, range_test, suggest
 from kfold.training.rewind import rewound
 
 
-def find_lr(scene: Scene) -> None:
+def find_lr(chosen: ChosenFold) -> None:
     """Print the largest learning rate at which the loss still falls, and a careful one; leave the curve in a file."""
-    config, path_of = scene.config, scene.workspace.lr_range_path
-    cast = assemble(scene, config)
-    factor = cast.recipe.peak_lr / config.lr  # of scale_lr
-    title = f"{scene.name}: {config.backbone}, {config.optimizer}, batches of {config.batch_size}"
+    config, path_of = chosen.config, chosen.workspace.lr_range_path
+    fold = assemble(chosen, config)
+    factor = fold.recipe.peak_lr / config.lr  # of scale_lr
+    title = f"{chosen.name}: {config.backbone}, {config.optimizer}, batches of {config.batch_size}"
     print(f"{title}: learning rate range test")
-    batches = endless_batches(cast.batches, cast.epoch, scene.stop)
+    batches = endless_batches(fold.batches, fold.epoch, chosen.stop)
 
     def step(number: int, rate: float) -> float:
-        return cast.step(next(batches), cast.moment(number, rate))
+        return fold.step(next(batches), fold.moment(number, rate))
 
-    with rewound(cast.training):
+    with rewound(fold.training):
         curve = range_test(step, growing_rates())
-    csv_path, png_path = (path_of(scene.run, scene.number, suffix) for suffix in ("csv", "png"))
+    csv_path, png_path = (path_of(chosen.run, chosen.number, suffix) for suffix in ("csv", "png"))
     write_sealed(csv_path, to_spreadsheet(curve_table(curve)))
     suggestion = None
     try:

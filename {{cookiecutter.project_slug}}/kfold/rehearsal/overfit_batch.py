@@ -5,7 +5,7 @@ import torch
 from kfold.data.loader import Batch
 from kfold.errors import UserError
 from kfold.model.weights import normalize
-from kfold.rehearsal.cast import Cast, Scene, assemble, endless_batches
+from kfold.rehearsal.assembled import AssembledFold, ChosenFold, assemble, endless_batches
 from kfold.training.overfit import (
     GOAL,
     MAX_STEPS,
@@ -32,31 +32,31 @@ PLAIN = {
 }  # fmt: skip
 
 
-def overfit_batch(scene: Scene) -> None:
+def overfit_batch(chosen: ChosenFold) -> None:
     """Say that one fixed batch can be learned. Raises UserError that says which part is broken where it cannot."""
-    task, cast = scene.facts.task, assemble(scene, scene.config.model_copy(update=PLAIN))
-    batch = next(endless_batches(cast.batches, 0, scene.stop))
+    task, fold = chosen.facts.task, assemble(chosen, chosen.config.model_copy(update=PLAIN))
+    batch = next(endless_batches(fold.batches, 0, chosen.stop))
     refuse_unreadable(batch)
-    ids = [str(cast.rows.train_ids[row]) for row in batch.indices.tolist()]
-    model, lr = cast.training.model, cast.recipe.peak_lr
+    ids = [str(fold.rows.train_ids[row]) for row in batch.indices.tolist()]
+    model, lr = fold.training.model, fold.recipe.peak_lr
     refuse_odd_targets(batch.targets, ids, task)
-    refuse_idle_optimizer(model, cast.training.optimizer)
-    refuse_wrong_head(logits_of(cast, batch), batch.targets)
-    print(f"{scene.name}: the same {len(ids)} images at every step, at lr={lr:.2g}, without what would change them")
+    refuse_idle_optimizer(model, fold.training.optimizer)
+    refuse_wrong_head(logits_of(fold, batch), batch.targets)
+    print(f"{chosen.name}: the same {len(ids)} images at every step, at lr={lr:.2g}, without what would change them")
     number = 0
 
     def step() -> float:
         nonlocal number
-        scene.stop.check()
+        chosen.stop.check()
         number += 1
-        return cast.step(batch, cast.moment(number - 1, lr))
+        return fold.step(batch, fold.moment(number - 1, lr))
 
     losses, silent = learn_batch(step, model, GOAL, MAX_STEPS)
     course = f"loss {losses[0]:.4g} -> {losses[-1]:.4g} in {len(losses)} steps"
     if not losses[-1] < GOAL:
         conflicts = conflicting_labels(batch.images, batch.targets, ids)
         problem = explain_failure(losses, silent, conflicts, lr)
-        if "stopped falling" not in problem or not is_all_right(logits_of(cast, batch), batch.targets.cpu(), task):
+        if "stopped falling" not in problem or not is_all_right(logits_of(fold, batch), batch.targets.cpu(), task):
             raise UserError(f"--overfit-batch: {problem}")
         course += ", where it stays: every label is right, and this loss or head gets no lower"
     unused = f"; no gradient reaches {', '.join(silent[:3])}: is that unused on purpose?" if silent else ""
@@ -64,11 +64,11 @@ def overfit_batch(scene: Scene) -> None:
 
 
 @torch.no_grad()
-def logits_of(cast: Cast, batch: Batch) -> torch.Tensor:
+def logits_of(fold: AssembledFold, batch: Batch) -> torch.Tensor:
     """Logits (B, C) float32 on the CPU, as they are predicted; the model goes on training afterwards."""
-    images = normalize(batch.images.to(cast.device), cast.card.mean, cast.card.std)
-    model = cast.training.model.eval()
-    with autocast(cast.device, cast.precision):
+    images = normalize(batch.images.to(fold.device), fold.card.mean, fold.card.std)
+    model = fold.training.model.eval()
+    with autocast(fold.device, fold.precision):
         logits = model(images)
-    cast.start_training()
+    fold.start_training()
     return logits.float().cpu()

@@ -9,7 +9,7 @@ from kfold.data.loader import Batch, EpochOrder
 from kfold.errors import UserError
 from kfold.forecast import VALID_COST
 from kfold.free_memory import free_memory
-from kfold.rehearsal.cast import Cast, Scene, assemble, endless_batches
+from kfold.rehearsal.assembled import AssembledFold, ChosenFold, assemble, endless_batches
 from kfold.report.rehearsal_pictures import profile_picture
 from kfold.report.spreadsheet import to_spreadsheet
 from kfold.seals import write_sealed
@@ -31,44 +31,44 @@ TIMED_STEPS, TIMED_SECONDS = 20, 30.0
 SHARE_OF_FREE = 0.5  # of the memory without a GPU: other programs, and what comes and goes within a step, need some too
 
 
-def profile(scene: Scene) -> None:
+def profile(chosen: ChosenFold) -> None:
     """Print where the time goes, how long the whole run will take, and the largest batch that fits into memory."""
     # Sizes that grow over equal stretches of a run cost as much as the same sizes drawn for each batch.
-    sizes = {"multi_scale": scene.config.progressive or scene.config.multi_scale, "progressive": ()}
-    config = scene.config.model_copy(update=sizes)
-    cast = assemble(scene, config, WARM_UP_STEPS + 2 * TIMED_STEPS)
-    order: EpochOrder = cast.batches.batch_sampler
-    num_real = len(cast.batches.dataset) * cast.rows.num_real / len(cast.rows.train_paths)
-    images_a_row = len(order.rows_of(cast.epoch)) / num_real  # pseudo-labelled ones come on top
-    batches = endless_batches(cast.batches, cast.epoch, scene.stop)
+    sizes = {"multi_scale": chosen.config.progressive or chosen.config.multi_scale, "progressive": ()}
+    config = chosen.config.model_copy(update=sizes)
+    fold = assemble(chosen, config, WARM_UP_STEPS + 2 * TIMED_STEPS)
+    order: EpochOrder = fold.batches.batch_sampler
+    num_real = len(fold.batches.dataset) * fold.rows.num_real / len(fold.rows.train_paths)
+    images_a_row = len(order.rows_of(fold.epoch)) / num_real  # pseudo-labelled ones come on top
+    batches = endless_batches(fold.batches, fold.epoch, chosen.stop)
     number = 0
 
     def step(batch: Batch) -> None:
         nonlocal number
         number += 1
-        cast.step(batch, cast.moment(number, cast.recipe.peak_lr))
+        fold.step(batch, fold.moment(number, fold.recipe.peak_lr))
 
-    where = f"{cast.device.type}, {str(cast.precision.dtype)[6:]}"
-    title = f"{scene.name}: {config.backbone} at {config.image_size} px, batches of {config.batch_size}, {where}"
+    where = f"{fold.device.type}, {str(fold.precision.dtype)[6:]}"
+    title = f"{chosen.name}: {config.backbone} at {config.image_size} px, batches of {config.batch_size}, {where}"
     print(title)
     for _ in range(WARM_UP_STEPS):
         batch = next(batches)
         step(batch)
-    seconds, num_images = time_steps(batches, step, TIMED_STEPS, TIMED_SECONDS, cast.device)
+    seconds, num_images = time_steps(batches, step, TIMED_STEPS, TIMED_SECONDS, fold.device)
     speed = num_images / seconds
-    stopwatch = Stopwatch(cast.device)
-    with watched(stopwatch, cast.training.model, cast.training.optimizer):
+    stopwatch = Stopwatch(fold.device)
+    with watched(stopwatch, fold.training.model, fold.training.optimizer):
         num_steps = time_parts(batches, step, TIMED_STEPS, TIMED_SECONDS, stopwatch)
     parts = {part: seconds / num_steps for part, seconds in stopwatch.seconds.items()}
     show_parts(parts, speed, config.num_workers)
-    whole_run = describe_run(scene.num_rows, scene.folds.num_folds, config.epochs, images_a_row, speed)
+    whole_run = describe_run(chosen.num_rows, chosen.folds.num_folds, config.epochs, images_a_row, speed)
     print(f"  the whole run: {whole_run}")
-    path_of = scene.workspace.profile_path
-    write_sealed(path_of(scene.run, "csv"), to_spreadsheet(parts_table(parts)))
-    write_sealed(path_of(scene.run, "png"), profile_picture(parts, f"{title}\n{speed:.0f} images/s; {whole_run}"))
-    print(f"  the picture: {path_of(scene.run, 'png')}, and .csv")
-    most = max(2, round(scene.num_rows * (1 - 1 / scene.folds.num_folds)))
-    print(f"  {describe_largest_batch(cast, black(batch, largest_size(config)), most)}")
+    path_of = chosen.workspace.profile_path
+    write_sealed(path_of(chosen.run, "csv"), to_spreadsheet(parts_table(parts)))
+    write_sealed(path_of(chosen.run, "png"), profile_picture(parts, f"{title}\n{speed:.0f} images/s; {whole_run}"))
+    print(f"  the picture: {path_of(chosen.run, 'png')}, and .csv")
+    most = max(2, round(chosen.num_rows * (1 - 1 / chosen.folds.num_folds)))
+    print(f"  {describe_largest_batch(fold, black(batch, largest_size(config)), most)}")
 
 
 def show_parts(parts: Mapping[str, float], speed: float, num_workers: int) -> None:
@@ -105,14 +105,14 @@ def black(batch: Batch, size: int) -> Batch:
     return batch._replace(images=batch.images.new_zeros((len(batch.images), size, size, 3)))
 
 
-def describe_largest_batch(cast: Cast, batch: Batch, most: int) -> str:
+def describe_largest_batch(fold: AssembledFold, batch: Batch, most: int) -> str:
     """The largest batch that needs no splitting. On a GPU it is tried; without, memory is measured and divided."""
-    cast.training.accumulate = 1  # a batch that needs no splitting
-    if cast.device.type == "cuda":
-        largest = largest_fitting(lambda size: fits(cast, batch, size), most)
+    fold.training.accumulate = 1  # a batch that needs no splitting
+    if fold.device.type == "cuda":
+        largest = largest_fitting(lambda size: fits(fold, batch, size), most)
         end = "as many as a fold has rows" if largest == most else "found by trying"
         return f"largest batch that fits into the GPU's memory: {largest} images ({end})"
-    kept = bytes_kept_for_backward(lambda: try_step(cast, batch), cast.training.model) / len(batch.images)
+    kept = bytes_kept_for_backward(lambda: try_step(fold, batch), fold.training.model) / len(batch.images)
     free = free_memory()
     if free == float("inf"):
         return f"memory: {kept / 1e6:.1f} MB an image (measured); what is free, this system does not tell"
@@ -125,24 +125,24 @@ def describe_largest_batch(cast: Cast, batch: Batch, most: int) -> str:
     )
 
 
-def fits(cast: Cast, batch: Batch, size: int) -> bool:
+def fits(fold: AssembledFold, batch: Batch, size: int) -> bool:
     """Whether a step on that many images works: smaller ones did, so that any failure speaks of the size."""
     rows = torch.arange(size) % len(batch.images)
     larger = Batch(batch.images[rows], batch.targets[rows], batch.weights[rows], batch.indices[rows], [])
     try:
-        try_step(cast, larger)
+        try_step(fold, larger)
         works = True
     except (RuntimeError, UserError):
         works = False
-    cast.training.optimizer.zero_grad(set_to_none=True)
+    fold.training.optimizer.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()
     return works
 
 
-def try_step(cast: Cast, batch: Batch) -> None:
+def try_step(fold: AssembledFold, batch: Batch) -> None:
     """A step at the rate 0 that is never split; one whose loss is not finite takes as much memory."""
     try:
-        moment = cast.moment(0, 0.0)
-        train_step(cast.training, cast.card, cast.objective, batch, moment, cast.device, cast.precision)
+        moment = fold.moment(0, 0.0)
+        train_step(fold.training, fold.card, fold.objective, batch, moment, fold.device, fold.precision)
     except NotFinite:
         pass

@@ -32,7 +32,7 @@ from kfold.training.trial import trial_step
 
 
 @dataclass(frozen=True)
-class Scene:
+class ChosenFold:
     """Which fold of which experiment is rehearsed. num_rows: of folds.csv, before a limit."""
 
     workspace: Workspace
@@ -51,7 +51,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Cast:
+class AssembledFold:
     """Everything that a fold trains with, made anew."""
 
     training: Training
@@ -83,31 +83,31 @@ class Cast:
         return trial_step(self.training, self.card, self.objective, batch, moment, self.device, self.precision)
 
 
-def assemble(scene: Scene, config: Config, num_batches: int = 0) -> Cast:
+def assemble(chosen: ChosenFold, config: Config, num_batches: int = 0) -> AssembledFold:
     """As train.py does for a fold, but for clean_labels: to judge rows is work of its own, and writes into the run.
 
     num_batches: of an epoch at least; where it has fewer, its rows are repeated.
     """
-    workspace, number, task = scene.workspace, scene.number, scene.facts.task
+    workspace, number, task = chosen.workspace, chosen.number, chosen.facts.task
     device = choose_device()
     make_deterministic(config.deterministic)
     precision = choose_precision(config.precision, device)
-    rows = gather_rows(workspace, scene.run, number, scene.facts, config, scene.folds, scene.targets)
+    rows = gather_rows(workspace, chosen.run, number, chosen.facts, config, chosen.folds, chosen.targets)
     times = -(-num_batches * config.batch_size // len(rows.train_paths)) or 1
     train_batches, _ = make_batches(repeated(rows, times), task, config, number, device)
-    names, values = scene.targets.names, scene.targets.values[scene.folds.fold != number]
+    names, values = chosen.targets.names, chosen.targets.values[chosen.folds.fold != number]
     model = make_model(config, task, number, values).to(device)
     refuse_frozen(model)  # PyTorch makes no optimizer of nothing
     card = with_input(make_card(model, config, task, names, values), config, rows.train_paths[: rows.num_real])
     optimizer = make_optimizer_of(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
     training = Training(model, optimizer, scaler, make_averages(model, config), config.accumulate)
-    teachers = load_teachers(workspace, number, config, scene.folds.stamp)
+    teachers = load_teachers(workspace, number, config, chosen.folds.stamp)
     terms = make_terms(model, training.averages, teachers, rows, card, config, number, device, precision, 0)
     objective = make_objective(config, task, terms, bool(teachers), rows)
-    cast = Cast(training, card, objective, train_batches, rows, make_recipe(config, number), device, precision)
-    cast.start_training()
-    return cast
+    fold = AssembledFold(training, card, objective, train_batches, rows, make_recipe(config, number), device, precision)
+    fold.start_training()
+    return fold
 
 
 def repeated(rows: TrainingRows, times: int) -> TrainingRows:

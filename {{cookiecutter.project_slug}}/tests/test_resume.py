@@ -37,10 +37,10 @@ from kfold.config import load_config
 from kfold.data.augment import Augmentation, train_transform
 from kfold.data.loader import EpochOrder, Images, as_is, make_loader, read_batches
 from kfold.errors import Interrupted, UserError
-from kfold.forecast import TimeForecast
+from kfold.forecast import TimeForecast, bytes_needed
 from kfold.stopping import Stop, describe_seconds, parse_seconds
 from kfold.training.saver import MUST_AGREE, Saver
-from kfold.training.state import NUMBERS, Training, read_state, write_state
+from kfold.training.state import NUMBERS, Averages, Training, read_state, write_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # 4 loader processes, on purpose
 
@@ -381,7 +381,7 @@ def test_settings_that_change_no_weight_may_change_on_the_way(interrupted_root, 
     assert load_config(Workspace(interrupted_root).run_config_path("everything")).tta == "hflip"
 
 
-@pytest.mark.parametrize("key", MUST_AGREE)
+@pytest.mark.parametrize("key", ["run", "fold", "config_hash", "fold_stamp", "rows_sha256", "teachers"])
 def test_a_state_of_another_training_is_refused_by_what_differs(key, tmp_path):
     saver = make_small_saver(tmp_path)
     saver.save()
@@ -414,6 +414,7 @@ def test_a_state_brings_back_every_number_and_tensor(tmp_path):
     again = make_small_saver(tmp_path)
     assert "goes on from" in again.restore()
     assert {name: getattr(again.training, name) for name in values} == values
+    assert {"skipped", "skipped_in_row", "num_images"} <= set(values)
     assert set(NUMBERS) - set(values) == {"skipped_rows", "best_score", "best_weights", "snapshots"}
     assert (again.training.skipped_rows, again.training.best_score) == ([[1, 2, 3]], 0.5)
     assert torch.equal(again.training.best_weights["weight"], torch.ones(3))
@@ -551,6 +552,28 @@ def test_two_earlier_sessions_each_give_their_folds(base, tmp_path, capsys):
     assert capsys.readouterr().out.count("copied") == 2
 
 
+@pytest.mark.parametrize("key", ["fold_stamp", "config_hash"])
+def test_a_done_fold_of_another_training_is_not_taken_over(base, tmp_path, key):
+    first, second = (new_root(base, tmp_path / name, "plain") for name in ("first", "second"))
+    train_option(first, "plain")
+    folder = first / "runs" / "plain" / "fold0"
+    artifacts.save_manifest(folder, {**artifacts.read_manifest(folder), key: "0" * 64})
+    with pytest.raises(UserError, match="than those here: train it anew"):
+        train.main(fold="0", overrides=OPTIONS["plain"], name="plain", root=second, resume_from=first)
+    assert artifacts.read_manifest(second / "runs" / "plain" / "fold0") is None
+
+
+def test_states_are_taken_over_after_all_that_they_vouch_for(base, tmp_path, monkeypatch):
+    first, second = (new_root(base, tmp_path / name, "snapshots") for name in ("first", "second"))
+    with pytest.raises(Interrupted):
+        train_option(first, "snapshots", StopAfter(6))
+    names, copy = [], adopt.copy
+    monkeypatch.setattr(adopt, "copy", lambda source, target: (names.append(target.name), copy(source, target)))
+    train.main(fold="0", overrides=OPTIONS["snapshots"], name="snapshots", root=second, resume_from=first)
+    assert names[-2:] == ["state.pt", "previous.pt"]
+    assert len(names) > 2
+
+
 def test_folds_of_another_folds_csv_are_not_taken_over(base, tmp_path):
     first = new_root(base, tmp_path / "first", "plain")
     train_option(first, "plain")
@@ -617,8 +640,17 @@ def test_the_forecast_of_the_disk_is_what_files_and_states_take(base, tmp_path, 
     assert again < first  # what is there already is not needed again
 
 
+def test_the_forecast_of_the_disk_counts_every_copy_of_the_weights(tmp_path):
+    model = torch.nn.Linear(1000, 1000, bias=False)
+    for num_moments in (1, 2):
+        needed = bytes_needed(model, num_moments, Averages(), 0, 3, tmp_path)
+        assert needed == 4_000_000 * (2 * 3 + 3 * (2 + num_moments))  # last and best of 3 folds; 3 states with both
+
+
 def test_the_forecast_of_time_counts_what_is_left_and_the_other_folds():
     training = make_small_saver(Path()).training
+    quick = TimeForecast(100, 40, 10, 0.3, 3, Stop(), training)
+    assert quick.describe(0.1) == "4s for this fold, 26s for 3 folds"  # 24s without the validation of the others
     forecast = TimeForecast(100, 40, 10, 0.3, 3, Stop(), training)
     assert forecast.describe(1.0) == "44s for this fold, 4m for 3 folds"  # 40 x 1.1, and 2 x 100 x 1.1 more
     limited = TimeForecast(100, 40, 10, 0.3, 3, Stop(time_limit=60), training)

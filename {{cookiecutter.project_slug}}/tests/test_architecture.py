@@ -204,6 +204,7 @@ def test_the_card_says_the_scale_that_0_stands_for():
         (["norm=ibn", "image_size=8"], "at 8 pixels, pooling=default, norm=ibn does not work"),
         (["zero_gamma=on", "backbone=test_vit"], "zero_gamma=on: test_vit has no residual blocks"),
         (["pooling=avg", "backbone=pit_ti_224", "image_size=224"], "pooling=avg, norm=default does not work .*no map"),
+        (["layer_decay=0.7", "backbone=poolformer_s12"], "layer_decay=0.7: MetaFormer does not tell the order"),
         (["freeze_stages=6", "pretrained=true", "pretrained_path=x"], "freeze_stages=6: test_resnet has 5 stages"),
         (
             ["backbone=torchvision/vit_b_16", "image_size=40"],

@@ -19,6 +19,7 @@ from kfold.model.stages import refuse_too_many_stages
 from kfold.model.weights import ModelCard
 from kfold.model.zero_gamma import set_zero_gamma
 from kfold.seeds import seed_of
+from kfold.setup.training import make_optimizer_of
 
 
 def make_model(config: Config, task: str, number: int, targets: np.ndarray) -> torch.nn.Module:
@@ -58,7 +59,7 @@ def make_architecture(config: Config, num_outputs: int) -> Architecture:
 
 
 def refuse_unfit_model(config: Config, num_outputs: int) -> None:
-    """Raise UserError where no network can be made of the settings; nothing is downloaded, and no run begun.
+    """Raise UserError where no network or optimizer can be made of the settings; nothing is downloaded, no run begun.
 
     Some backbones compute with numbers while they are built, which the meta device has not: those are built in memory.
     """
@@ -69,6 +70,7 @@ def refuse_unfit_model(config: Config, num_outputs: int) -> None:
         try:
             with torch.device(device), torch.inference_mode():
                 model = build_network(config, num_outputs, pretrained=False).eval()
+                make_optimizer_of(model, config)
                 for size in {config.image_size, smallest}:
                     model(torch.zeros(2, 3, size, size))
             return

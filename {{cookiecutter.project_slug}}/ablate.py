@@ -32,11 +32,11 @@ from kfold import artifacts
 from kfold.ablation import effect_of, resampled_scores
 from kfold.ablation_plan import BASELINE, Variant, parse_seeds, plan_variants
 from kfold.artifacts import ALL_DATA, Workspace
-from kfold.config import Competition, load_competition
+from kfold.config import Competition, Config, load_competition, load_config
 from kfold.data.folds import Folds, read_folds, take_rows
 from kfold.data.targets import Targets
 from kfold.errors import UserError, run_stage
-from kfold.files import locked
+from kfold.files import file_sha256, locked
 from kfold.metrics import Metric
 from kfold.report.ablation import Ablation, Outcome, ablation_csv, best_first, markdown, terminal_table
 from kfold.report.pictures import effects_picture
@@ -88,9 +88,10 @@ def main(
     every = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
     num_outputs = len(competition.decode_targets(every.table, facts).names)
     refuse_wrong = partial(train.refuse_wrong_choices, facts=facts, num_outputs=num_outputs)
-    variants = plan_variants(config_path, base, switches, facts, every.stamp, refuse_wrong)
+    numbers = choose_folds(fold, every, load_config(config_path))
+    files_below = partial(stands_on, workspace, numbers)
+    variants = plan_variants(config_path, base, switches, facts, every.stamp, refuse_wrong, files_below)
     folds = take_rows(every, variants[0].config.limit)
-    numbers = choose_folds(fold, folds, variants[0])
     job = Job(
         workspace, config_path, facts, folds, numbers, numbers_of_seeds, variants, stop or Stop(), resume_from
     )  # fmt: skip
@@ -104,9 +105,26 @@ def main(
         raise UserError([f"switch '{switch}' failed: {problem}" for switch, problem in job.failed.items()])
 
 
-def choose_folds(wish: str, folds: Folds, baseline: Variant) -> list[int]:
+def stands_on(workspace: Workspace, numbers: Sequence[int], config: Config) -> list[str]:
+    """sha256 of the weights that the trainings start from, or learn from, in these folds. Raises UserError."""
+    digests = []
+    if config.pretrained_path:
+        path = Path(config.pretrained_path)
+        if not path.is_file():
+            raise UserError(f"pretrained_path '{path}': no such file: mend the path")
+        digests.append(file_sha256(path))
+    for run in (*config.distill_from, *config.clean_labels_from):
+        for number in numbers:
+            folder = workspace.fold_dir(run, number)
+            if (manifest := artifacts.read_manifest(folder)) is None:
+                raise UserError(f"{folder}: run {run} is not trained there: run train.py for it")
+            digests.append(manifest["weights_sha256"])
+    return digests
+
+
+def choose_folds(wish: str, folds: Folds, config: Config) -> list[int]:
     """`0`, `0,1` or `all` -> fold numbers in order."""
-    numbers = [number for part in wish.split(",") for number in train.choose_folds(part, folds, baseline.config)]
+    numbers = [number for part in wish.split(",") for number in train.choose_folds(part, folds, config)]
     if ALL_DATA in numbers:
         raise UserError("--fold all-data holds no row out to compare on: take a fold, several (0,1), or all")
     return sorted(set(numbers))
@@ -297,7 +315,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help="the baseline (default: configs/baseline.yaml)")
     parser.add_argument("--fold", default="0", help="a fold (default: 0), several such as 0,1, or all")
-    parser.add_argument("--seeds", default="3", help="how many, from 1 (default: 3), or a range such as 4..6")
+    parser.add_argument("--seeds", default="3", help="how many, from 2 (default: 3), or a range such as 4..6")
     parser.add_argument("--base", action="append", default=[], metavar="key=value", help="a change of the baseline")
     parser.add_argument("--name", default="", help="name of the table (default: the config's file name)")
     parser.add_argument("--overwrite", action="store_true", help="train again what is done (after a change of code)")

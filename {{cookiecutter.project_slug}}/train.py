@@ -192,8 +192,9 @@ def train_fold(
         + (f" and {len(rows.train_paths) - rows.num_real} pseudo-labelled ones" if config.pseudo_from else "")
         + f", {valid.sum()} to validate, {device.type}, {str(precision.dtype)[6:]} ({precision.reason})"
     )
-    model = make_model(config, facts.task, number, targets.values[~valid]).to(device)
-    card = make_card(model, config, facts.task, targets.names, targets.values[~valid])
+    known = rows.train_targets[: rows.num_real]
+    model = make_model(config, facts.task, number, known).to(device)
+    card = make_card(model, config, facts.task, targets.names, known)
     card = with_input(card, config, rows.train_paths[: rows.num_real])
     optimizer = make_optimizer_of(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)

@@ -1,7 +1,7 @@
 """The trainings of an ablation: which settings, which seeds, under which names; every mistake found before the first.
 
-A training's name is a digest of its settings and of the folds, so equal trainings are one, whatever table asks for
-them.
+A training's name is a digest of its settings, of the folds, and of the teachers and weights that it stands on, so equal
+trainings are one, whatever table asks for them.
 """
 
 import hashlib
@@ -41,14 +41,15 @@ def plan_variants(
     facts: Competition,
     fold_stamp: str,
     refuse_wrong: Callable[[Config], object],
+    stands_on: Callable[[Config], Sequence[str]],
 ) -> list[Variant]:
     """The baseline, then each switch alone on top of it. Raises UserError with all that is wrong.
 
     base, switches: texts of one or several key=value. refuse_wrong: raises UserError for settings that do not fit the
-    competition.
+    competition. stands_on: digests of the files that a training reads beside images and tables: teachers, weights.
     """
     base_values = to_values(" ".join(base))
-    baseline = make_variant(BASELINE, config_path, base_values, facts, fold_stamp, refuse_wrong)
+    baseline = make_variant(BASELINE, config_path, base_values, facts, fold_stamp, refuse_wrong, stands_on)
     if problems := unfit_for_comparison(base_values, baseline.config):
         raise UserError(problems)
     variants, problems = [baseline], []
@@ -59,7 +60,7 @@ def plan_variants(
                 raise UserError(found)
             values = {**base_values, **own_values}
             name = " ".join(own_values.values())
-            variant = make_variant(name, config_path, values, facts, fold_stamp, refuse_wrong)
+            variant = make_variant(name, config_path, values, facts, fold_stamp, refuse_wrong, stands_on)
             if found := unfit_for_comparison({}, variant.config):
                 raise UserError(found)
             refuse_no_change(variant, variants)
@@ -87,11 +88,12 @@ def make_variant(
     facts: Competition,
     fold_stamp: str,
     refuse_wrong: Callable[[Config], object],
+    stands_on: Callable[[Config], Sequence[str]],
 ) -> Variant:
     config = load_config(config_path, tuple(words.values()))
     refuse_wrong(config)
     unseeded = settings_hash(config.model_copy(update={"seed": 0}))
-    parts = [unseeded, fold_stamp, facts.task, facts.metric, *facts.target_columns]
+    parts = [unseeded, fold_stamp, facts.task, facts.metric, *facts.target_columns, *stands_on(config)]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:DIGEST_LENGTH]
     return Variant(name, tuple(words.values()), config, digest)
 

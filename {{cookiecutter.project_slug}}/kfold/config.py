@@ -87,7 +87,13 @@ def to_names(value: Any) -> Any:
     return (value,) if isinstance(value, str) and value else value
 
 
+def to_numbers(value: Any) -> Any:
+    """One number stands for a list of it: step_epochs=5."""
+    return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 Names = (BeforeValidator(to_names), Field(strict=False))
+Numbers = (BeforeValidator(to_numbers), Field(strict=False))
 Runs = Annotated[tuple[str, ...], *Names]  # names of runs
 Mixings = Annotated[tuple[Literal["mixup", "cutmix", "ricap"], ...], *Names]
 Losses = Annotated[tuple[Literal[LOSS_NAMES], ...], *Names, Field(min_length=1)]
@@ -123,8 +129,8 @@ class Config(Settings):
 
     # Input
     image_size: int = Field(224, ge=8, le=4096)  # pixels, square
-    multi_scale: Annotated[tuple[Size, ...], Field(strict=False)] = ()  # sizes of training, one drawn for each batch
-    progressive: Annotated[tuple[Size, ...], Field(strict=False)] = ()  # sizes of training, for equal stretches of it
+    multi_scale: Annotated[tuple[Size, ...], *Numbers] = ()  # sizes of training, one drawn for each batch
+    progressive: Annotated[tuple[Size, ...], *Numbers] = ()  # sizes of training, for equal stretches of it
     center_crop: float = Field(1.0, gt=0.5, le=1)  # share of the side that validation and test images keep
     input_statistics: Literal["backbone", "dataset"] = "backbone"  # mean and standard deviation of pixels
 
@@ -154,7 +160,7 @@ class Config(Settings):
 
     # Loss
     loss: Losses = ("auto",)  # one or several, added; auto: by task
-    loss_weights: Annotated[tuple[Positive, ...], Field(strict=False)] = ()  # of several losses; empty: 1 each
+    loss_weights: Annotated[tuple[Positive, ...], *Numbers] = ()  # of several losses; empty: 1 each
     label_smoothing: float = Field(0.0, ge=0, lt=1)  # share of the label that goes to all classes alike; usual 0.1
     class_weights: Literal["none", "inverse_log", "effective_number"] = "none"  # of the loss, by rows of the class
     effective_beta: float = Field(0.999, ge=0, lt=1)  # of effective_number; 0: all alike
@@ -164,7 +170,7 @@ class Config(Settings):
     asymmetric_clip: float = Field(0.05, ge=0, lt=1)  # probability below which a negative costs nothing
     fbeta: float = Field(1.0, gt=0)  # of soft_fbeta: how much recall counts against precision
     ohem_share: float = Field(1.0, gt=0, le=1)  # of a batch, its hardest rows, that the loss is of; 1: all; usual 0.7
-    flooding: float = Field(0.0, ge=0)  # level that the training loss is kept around; 0: off
+    flooding: float = Field(0.0, ge=0, le=10)  # level that the training loss is kept around; 0: off
     triplet_weight: float = Field(0.0, ge=0)  # of the batch-hard triplet loss on features; 0: off
     triplet_margin: float = Field(0.3, ge=0)  # Euclidean distance
     center_weight: float = Field(0.0, ge=0)  # of the center loss on features; 0: off; usual 0.0005
@@ -192,10 +198,10 @@ class Config(Settings):
         "cosine", "cosine_cycles", "one_cycle", "step", "plateau", "polynomial", "exponential", "inverse_time",
         "constant",
     ] = "cosine"  # fmt: skip
-    warmup_epochs: float = Field(1.0, ge=0)  # linear; may be a fraction; at most half of the run
+    warmup_epochs: float = Field(1.0, ge=0)  # linear; may be a fraction; at most half of the run; not in one_cycle
     min_lr: float = Field(1e-6, ge=0)  # where a schedule ends, or stops falling
     num_cycles: int = Field(1, ge=1)  # of cosine_cycles, equally long; each ends in a snapshot<n>.safetensors
-    step_epochs: Annotated[tuple[Epoch, ...], Field(strict=False)] = ()  # of step: epochs after which lr falls
+    step_epochs: Annotated[tuple[Epoch, ...], *Numbers] = ()  # of step: epochs after which lr falls
     step_factor: float = Field(0.1, gt=0, lt=1)
     plateau_patience: int = Field(4, ge=0)  # epochs without a smaller training loss, after which lr falls
     plateau_factor: float = Field(0.1, gt=0, lt=1)

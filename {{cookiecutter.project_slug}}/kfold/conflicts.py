@@ -40,10 +40,7 @@ NEEDS: dict[str, tuple[str, Callable[["Config"], bool]]] = {
     "fbeta": ("loss=soft_fbeta", lambda c: "soft_fbeta" in c.loss),
     "triplet_margin": ("triplet_weight above 0", lambda c: c.triplet_weight > 0),
     "decay_all": ("weight_decay above 0", lambda c: c.weight_decay > 0),
-    "warmup_epochs": (
-        "another schedule than one_cycle, which rises by itself",
-        lambda c: c.schedule != "one_cycle",
-    ),
+    "min_lr": ("a schedule that falls, not constant", lambda c: c.schedule != "constant"),
     "num_cycles": ("schedule=cosine_cycles", lambda c: c.schedule == "cosine_cycles"),
     "step_epochs": ("schedule=step", lambda c: c.schedule == "step"),
     "step_factor": ("schedule=step", lambda c: c.schedule == "step"),
@@ -54,6 +51,9 @@ NEEDS: dict[str, tuple[str, Callable[["Config"], bool]]] = {
         "schedule=exponential or inverse_time",
         lambda c: c.schedule in ("exponential", "inverse_time"),
     ),
+    "distill_weight": ("distill_from=<run>", lambda c: bool(c.distill_from)),
+    "distill_temperature": ("distill_from=<run>", lambda c: bool(c.distill_from)),
+    "consistency_rampup_epochs": ("consistency_weight above 0", lambda c: c.consistency_weight > 0),
     "consistency_weight": ("ema_decay: its teacher is the moving average", lambda c: c.ema_decay > 0),
     "cooldown_epochs": (
         "pseudo-labels (pseudo_from): without them every epoch is real",
@@ -106,12 +106,25 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
         "multi_scale and progressive both choose the size of a batch: drop one of them",
     ),
     (
+        lambda c: list(c.progressive) != sorted(set(c.progressive)),
+        "progressive={progressive}: sizes must grow",
+    ),
+    (
+        lambda c: len(set(c.mixing)) < len(c.mixing),
+        "mixing={mixing} names one twice",
+    ),
+    (
         lambda c: len(c.progressive) > c.epochs,
         "progressive: {progressive} are more sizes than epochs={epochs}",
     ),
     (
         lambda c: c.plain_epochs >= c.epochs,
         "plain_epochs={plain_epochs} must be fewer than epochs={epochs}",
+    ),
+    # Heads and losses
+    (
+        lambda c: c.head == "ordinal" and "binary_cross_entropy" in c.loss,
+        "head=ordinal with loss={loss}: its logits are log probabilities, not for a sigmoid: drop one of them",
     ),
     # Labels that are mixed or softened
     *(
@@ -141,10 +154,14 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
     ),
     *(
         (
-            lambda c, key=key: getattr(c, key) > 0 and bool(c.mixing),
-            f"{key} with mixing: it compares images of one class each: drop one of them",
+            lambda c, key=key, is_soft=is_soft: getattr(c, key) > 0 and is_soft(c),
+            f"{key} with {what}: it compares images of one class each: drop one of them",
         )
         for key in ("triplet_weight", "center_weight")
+        for what, is_soft in (
+            ("mixing", lambda c: bool(c.mixing)),
+            ("pseudo_targets=soft", lambda c: bool(c.pseudo_from) and c.pseudo_targets == "soft"),
+        )
     ),
     # Loss
     (
@@ -181,6 +198,10 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
     (
         lambda c: c.class_weights != "none" and c.sampler != "shuffled",
         "class_weights with sampler={sampler}: rare classes would count twice over: drop one of them",
+    ),
+    (
+        lambda c: c.prior_bias and c.class_weights != "none",
+        "prior_bias with class_weights: the weighted loss wants other shares than the rows have: drop one of them",
     ),
     (
         lambda c: c.prior_bias and c.sampler != "shuffled",
@@ -224,6 +245,7 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
         for what, is_on in (
             ("swa_from_epoch", lambda c: c.swa_from_epoch > 0),
             ("schedule=cosine_cycles", lambda c: c.schedule == "cosine_cycles"),
+            ("freeze_epochs", lambda c: c.freeze_epochs > 0),
             ("plain_epochs", lambda c: c.plain_epochs > 0),
             ("progressive", lambda c: bool(c.progressive)),
         )
@@ -269,6 +291,10 @@ TASK_CONFLICTS: tuple[tuple[Callable[["Config", str], bool], str], ...] = (
     (lambda c, task: c.label_smoothing > 0 and task == "regression", no_classes("label_smoothing")),
     (lambda c, task: c.sampler != "shuffled" and task == "regression", no_classes("sampler={sampler}")),
     (lambda c, task: c.prior_bias and task == "regression", no_classes("prior_bias")),
+    (
+        lambda c, task: c.prior_bias and task == "multiclass" and "binary_cross_entropy" in c.loss,
+        "prior_bias with loss={loss} and task {task}: shares are of a softmax, the loss takes sigmoids: drop one",
+    ),
     (lambda c, task: c.head != "linear" and task != "multiclass", one_class("head={head}")),
     (lambda c, task: c.triplet_weight > 0 and task not in ("multiclass", "binary"), one_class("triplet_weight")),
     (lambda c, task: c.center_weight > 0 and task not in ("multiclass", "binary"), one_class("center_weight")),

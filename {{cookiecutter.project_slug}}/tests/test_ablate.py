@@ -3,6 +3,7 @@
 import contextlib
 import io
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -192,7 +193,9 @@ def settings(tmp_path_factory) -> Path:
 def plan(root: Path, switches: list[str], base: list[str] = (), stamp: str = "folds"):
     facts = load_competition(root / "competition.yaml")
     config_path = root / "configs" / "baseline.yaml"
-    return plan_variants(config_path, base, switches, facts, stamp, lambda c: train.refuse_wrong_choices(c, facts, 10))
+    refuse_wrong = partial(train.refuse_wrong_choices, facts=facts, num_outputs=10)
+    stands_on = partial(ablate.stands_on, Workspace(root), [0])
+    return plan_variants(config_path, base, switches, facts, stamp, refuse_wrong, stands_on)
 
 
 def test_every_mistake_of_every_switch_is_named_at_once(settings):
@@ -516,7 +519,7 @@ def test_regression_on_all_folds_of_a_trial_with_groups(plain, tmp_path, monkeyp
     assert not Workspace(root).ledger_path.exists()
     facts = load_competition(root / "competition.yaml")
     folds = read_folds(root / "folds.csv", tmp_path / "t.csv", facts)
-    assert ablate.choose_folds("2,0,2", folds, plan(root, ["lr=0.02"])[0]) == [0, 2]
+    assert ablate.choose_folds("2,0,2", folds, plan(root, ["lr=0.02"])[0].config) == [0, 2]
     with pytest.raises(UserError, match="all-data holds no row out"):
         ablate.main(["lr=0.02"], fold="all-data", root=root)
     with pytest.raises(UserError, match="--fold 7"):

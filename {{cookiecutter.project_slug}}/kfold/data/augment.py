@@ -138,7 +138,7 @@ def train_transform(augmentation: Augmentation, size: int) -> A.Compose:
     if of.fancy_pca:
         transforms.append(FancyPCA(p=of.fancy_pca))
     transforms += [A.HorizontalFlip(p=0.5)] * of.hflip + [A.VerticalFlip(p=0.5)] * of.vflip
-    transforms += [A.RandomRotate90(p=0.75)] * of.rotate90  # p: the identity is one of the four turns
+    transforms += [A.RandomRotate90(p=1.0)] * of.rotate90  # no turn is one of the four
     if of.cutout:  # DeVries and Taylor, arxiv.org/abs/1708.04552
         side = (0.4, 0.4)  # of the image's
         transforms.append(A.CoarseDropout((1, 1), side, side, fill=GREY, p=of.cutout))

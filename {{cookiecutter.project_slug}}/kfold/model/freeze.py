@@ -18,6 +18,7 @@ def freeze(model: Network, stages: int, batch_norm: bool, whole_backbone: bool) 
     """
     backbone = model.backbone
     frozen = {name for stage in stages_of(backbone)[:stages] for name in stage} if stages else set()
+    of_stages = set(frozen)
     norms = batch_norms(backbone)
     weights_of = {place: {f"{place}.{name}" for name, _ in norm.named_parameters()} for place, norm in norms.items()}
     if batch_norm:
@@ -26,6 +27,10 @@ def freeze(model: Network, stages: int, batch_norm: bool, whole_backbone: bool) 
         is_fixed = whole_backbone or name in frozen
         weight.requires_grad_(not is_fixed and name not in model.untrained)
     backbone.train(model.training and not whole_backbone)
+    for name, module in backbone.named_modules():
+        weights = {f"{name}.{weight}" if name else weight for weight, _ in module.named_parameters()}
+        if weights and weights <= of_stages:
+            module.eval()  # dropout and drop path, too
     for place, norm in norms.items():
         if batch_norm or (weights_of[place] and weights_of[place] <= frozen):
             norm.eval()

@@ -95,7 +95,7 @@ def assemble(chosen: ChosenFold, config: Config, num_batches: int = 0) -> Assemb
     rows = gather_rows(workspace, chosen.run, number, chosen.facts, config, chosen.folds, chosen.targets)
     times = -(-num_batches * config.batch_size // len(rows.train_paths)) or 1
     train_batches, _ = make_batches(repeated(rows, times), task, config, number, device)
-    names, values = chosen.targets.names, chosen.targets.values[chosen.folds.fold != number]
+    names, values = chosen.targets.names, rows.train_targets[: rows.num_real]
     model = make_model(config, task, number, values).to(device)
     refuse_frozen(model)  # PyTorch makes no optimizer of nothing
     card = with_input(make_card(model, config, task, names, values), config, rows.train_paths[: rows.num_real])

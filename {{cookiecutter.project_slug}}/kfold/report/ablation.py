@@ -121,6 +121,12 @@ def markdown(found: Ablation) -> str:
     return "\n".join(lines)
 
 
+COST_NOTE = (
+    "time: an epoch's seconds as measured when each training ran; with other work on the machine, or trainings of "
+    "different days, it says little"
+)
+
+
 def describe(found: Ablation) -> str:
     direction = "greater" if found.greater_is_better else "smaller"
     return (
@@ -132,14 +138,14 @@ def describe(found: Ablation) -> str:
 
 def notes(found: Ablation) -> list[str]:
     """What a reader of the verdicts should know, a line each."""
-    lines = [chance_note(found)] if found.measured else []
+    lines = [chance_note(found), COST_NOTE] if found.measured else []
     if len(found.seeds) == 2:
         lines.append("2 seeds: the intervals are rough and wide; 3 or more are usual")
     if found.is_optimistic:
         lines.append("optimistic: select=best or early_stopping chose epochs on the rows that are scored here")
     lines += [
-        f"{outcome.switch}: its predictions are the baseline's to the bit: it may need a second key (ema_decay=0.99 "
-        "select=ema)"
+        f"{outcome.switch}: its predictions are the baseline's to the bit: it does nothing here, as a pooling of one "
+        "pixel, or needs a second key (ema_decay=0.99 select=ema)"
         for outcome in found.measured
         if outcome.is_same
     ]

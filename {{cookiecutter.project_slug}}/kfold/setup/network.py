@@ -13,6 +13,7 @@ from kfold.errors import UserError
 from kfold.losses.center import add_centers
 from kfold.losses.margin import margin_scale
 from kfold.model.build import build_model, has_fixed_input, input_statistics, refuse_unknown_backbone
+from kfold.model.freeze import batch_norms
 from kfold.model.network import Architecture, Network
 from kfold.model.prior import set_prior_bias
 from kfold.model.stages import refuse_too_many_stages
@@ -71,6 +72,8 @@ def refuse_unfit_model(config: Config, num_outputs: int) -> None:
             with torch.device(device), torch.inference_mode():
                 model = build_network(config, num_outputs, pretrained=False).eval()
                 make_optimizer_of(model, config)
+                if config.freeze_batch_norm and not batch_norms(model.backbone):
+                    raise UserError(f"freeze_batch_norm: {config.backbone} has no BatchNorm: leave it out")
                 for size in {config.image_size, smallest}:
                     model(torch.zeros(2, 3, size, size))
             return
@@ -83,10 +86,12 @@ def refuse_unfit_model(config: Config, num_outputs: int) -> None:
 
 
 def refuse_fixed_input(config: Config) -> None:
-    """Raise UserError where batches of several sizes would go to a backbone that takes one."""
+    """Raise UserError where images of several sizes would go to a backbone that takes one."""
     for key in ("multi_scale", "progressive"):
         if getattr(config, key) and has_fixed_input(config.backbone):
             raise UserError(f"{key} with backbone={config.backbone}, which takes images of one size: drop one of them")
+    if config.tta == "scales" and has_fixed_input(config.backbone):
+        raise UserError(f"tta=scales with backbone={config.backbone}, which takes images of one size: take another tta")
 
 
 def make_card(

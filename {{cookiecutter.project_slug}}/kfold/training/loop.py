@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -130,7 +131,7 @@ def keep_frozen(model: nn.Module, recipe: Recipe, epoch: int) -> None:
 
 def make_rate(recipe: Recipe, order: EpochOrder, training: Training) -> Callable[[int, int], tuple[int, float]]:
     """(epoch, batch), both from 0 -> the number of the step, from 0, and its learning rate."""
-    first_steps = [order.steps_before(epoch) for epoch in range(recipe.epochs + 1)]
+    first_steps = [0, *accumulate(order.num_batches(epoch) for epoch in range(recipe.epochs))]
     times = make_timetable(recipe.schedule, first_steps, recipe.num_cycles, recipe.warmup_epochs)
 
     def rate(epoch: int, batch: int) -> tuple[int, float]:

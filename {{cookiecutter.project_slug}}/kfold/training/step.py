@@ -93,7 +93,8 @@ def train_step(
 ) -> torch.Tensor:
     """One step of the optimizer; the loss of the batch, still on the device. Raises NotFinite before weights change.
 
-    The parts of a batch add up to its mean loss; only BatchNorm, which sees one part at a time, knows of them.
+    The parts of a batch add up to its mean loss. BatchNorm, OHEM, flooding, triplets, centers and the losses of a batch
+    (Lovász, soft F-beta) see one part at a time.
     """
     optimizer, scaler = training.optimizer, training.scaler
     optimizer.zero_grad(set_to_none=True)

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
     pytest.mark.filterwarnings("ignore:Detected call of"),
 ]
-ROWS = range(0, len(matrix()), 1 if FULL else 14)
+ROWS = range(0, len(matrix()), 1 if FULL else 28)
 
 
 @pytest.fixture(scope="module")

@@ -82,37 +82,26 @@ def main(
     find_lr, overfit_batch or profile, in place of training.
     """
     stop = stop or Stop()
-    if overwrite and resume_from is not None:
-        raise UserError("--overwrite starts anew and --resume-from takes over earlier work: leave out one of them")
-    if rehearsal and (overwrite or resume_from is not None):
-        raise UserError(f"--{rehearsal.replace('_', '-')} changes no run: leave out --overwrite and --resume-from")
     workspace = Workspace(root)
     facts = load_competition(workspace.competition_path)
     config_path = config_path or workspace.config_path("baseline")
     config = load_config(config_path, overrides)
     run = name or config_path.stem + (f"-limit{config.limit}" if config.limit else "")
+    refuse_odd_request(run, overwrite, resume_from, rehearsal)
 
     folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
     numbers = choose_folds(fold, folds, config)
-    if 0 < config.limit < 2 * folds.num_folds:
-        raise UserError(
-            f"limit={config.limit}: too few rows for {folds.num_folds} folds: take {2 * folds.num_folds} or more"
-        )
     num_rows, folds = len(folds.ids), take_rows(folds, config.limit)
     targets = competition.decode_targets(folds.table, facts)
     metric = competition.metric(facts)
     refuse_wrong_choices(config, facts, len(targets.names))  # they should not touch the run's folder
 
-    if run == "stack":
-        raise UserError("a run cannot be called stack: stack.py puts its results there: give it another --name")
     artifacts.refuse_stack(workspace, run)
     if rehearsal:
         rehearse(rehearsal, ChosenFold(workspace, run, numbers[0], facts, config, folds, targets, num_rows, stop))
         return
     artifacts.register_run(workspace, run, facts, config, numbers, overwrite)
-    trained = False
-    if resume_from is not None:
-        trained = adopt_run(workspace, resume_from, run, numbers, config, folds.stamp)
+    trained = resume_from is not None and adopt_run(workspace, resume_from, run, numbers, config, folds.stamp)
     for position, number in enumerate(numbers):
         with locked(workspace.fold_dir(run, number)), stop.listening():
             if artifacts.is_done(workspace, run, number, folds.stamp):
@@ -136,6 +125,15 @@ def main(
     stop.check()  # a signal may have come with the last fold: later stages should not start
 
 
+def refuse_odd_request(run: str, overwrite: bool, resume_from: Path | None, rehearsal: str) -> None:
+    if overwrite and resume_from is not None:
+        raise UserError("--overwrite starts anew and --resume-from takes over earlier work: leave out one of them")
+    if rehearsal and (overwrite or resume_from is not None):
+        raise UserError(f"--{rehearsal.replace('_', '-')} changes no run: leave out --overwrite and --resume-from")
+    if run == "stack":
+        raise UserError("a run cannot be called stack: stack.py puts its results there: give it another --name")
+
+
 def refuse_wrong_choices(config: Config, facts: Competition, num_outputs: int) -> None:
     """Raise UserError for settings that do not fit the competition, or a model that cannot be built."""
     if problems := task_contradictions(config, facts.task):
@@ -145,6 +143,11 @@ def refuse_wrong_choices(config: Config, facts: Competition, num_outputs: int) -
 
 
 def choose_folds(wish: str, folds: Folds, config: Config) -> list[int]:
+    """The folds that are meant. Raises UserError for none of these, or a limit that leaves too few rows to each."""
+    if 0 < config.limit < 2 * folds.num_folds:
+        raise UserError(
+            f"limit={config.limit}: too few rows for {folds.num_folds} folds: take {2 * folds.num_folds} or more"
+        )
     if wish == "all":
         return list(range(folds.num_folds))
     if wish == "all-data":

@@ -94,12 +94,13 @@ def make_loss_terms(config: Config, model: nn.Module) -> list[Term]:
     """What joins the loss of logits: of features, and of the weights. Center loss needs `model.centers`."""
 
     def of_triplets(step: Step) -> torch.Tensor:
-        return config.triplet_weight * triplet(step.features, labels_of(step.targets), config.triplet_margin)
+        labels, weights = labels_of(step.targets), step.weights[:, 0]
+        return config.triplet_weight * triplet(step.features, labels, config.triplet_margin, weights)
 
     def of_centers(step: Step) -> torch.Tensor:
-        labels = labels_of(step.targets)
-        loss = center_loss(step.features, labels, model.centers)
-        move_centers(model.centers, step.features, labels)
+        labels, weights = labels_of(step.targets), step.weights[:, 0]
+        loss = center_loss(step.features, labels, model.centers, weights)
+        move_centers(model.centers, step.features, labels, weights)
         return config.center_weight * loss
 
     def of_weights(step: Step) -> torch.Tensor:

@@ -22,6 +22,7 @@ class Step:
     logits: torch.Tensor  # (B, C) float32, with gradient
     features: torch.Tensor  # (B, D) float32, with gradient: pooled, before the neck
     targets: torch.Tensor  # (B, C) float32
+    weights: torch.Tensor  # (B, C) float32: of each target, without those of classes
     number: int  # of the step, from 0
     epochs_done: float  # since the start, with its fraction
     part: int = 0  # of the batch, from 0

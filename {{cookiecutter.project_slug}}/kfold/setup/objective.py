@@ -14,6 +14,7 @@ from kfold.losses.l1 import absolute_sum
 from kfold.losses.label_smoothing import smooth_labels
 from kfold.losses.margin import arcface, class_margins, cosface, margin_scale
 from kfold.losses.triplet import triplet
+from kfold.on_device import on_device
 from kfold.setup.batches import first_plain_epoch
 from kfold.setup.rows import TrainingRows
 from kfold.training.losses import Loss, choose_loss
@@ -72,7 +73,8 @@ def make_margin(config: Config, targets: np.ndarray) -> Callable[[torch.Tensor, 
         (cosface, config.cosface_margin) if config.head == "cosface" else (arcface, config.arcface_margin)
     )
     margins = class_margins(margin, targets.sum(axis=0), config.margin_power, HIGHEST_MARGIN[config.head])
-    return partial(function, scale=margin_scale(config.margin_scale, targets.shape[1]), margins=margins)
+    scale, numbers = margin_scale(config.margin_scale, targets.shape[1]), tuple(margins.tolist())
+    return lambda logits, targets: function(logits, targets, scale, on_device(logits.device, numbers)[0])
 
 
 def make_class_weights(config: Config, task: str, targets: np.ndarray) -> Callable[[torch.Tensor], torch.Tensor] | None:

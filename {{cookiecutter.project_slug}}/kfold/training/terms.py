@@ -10,8 +10,10 @@ from torch.utils.data import DataLoader
 
 from kfold.data.loader import EpochOrder, read_batches
 from kfold.model.weights import ModelCard, normalize
+from kfold.on_device import on_device
 from kfold.training.losses import Loss, to_probabilities
 from kfold.training.precision import Precision, autocast
+from kfold.training.predicting import standardized
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,11 @@ def mean_value(
     answers: Sequence[torch.Tensor], teachers: Sequence[tuple[nn.Module, ModelCard]], card: ModelCard
 ) -> torch.Tensor:
     """The teachers' mean prediction (B, C) in the units that the student is trained in."""
-    values = [
-        logits * logits.new_tensor(its.scale) + logits.new_tensor(its.offset)
-        for logits, (_, its) in zip(answers, teachers, strict=True)
-    ]
-    mean = torch.stack(values).mean(dim=0)
-    return (mean - mean.new_tensor(card.offset)) / mean.new_tensor(card.scale)
+    values = []
+    for logits, (_, its) in zip(answers, teachers, strict=True):
+        offset, scale = on_device(logits.device, its.offset, its.scale)
+        values.append(logits * scale + offset)
+    return standardized(torch.stack(values).mean(dim=0), card)
 
 
 def divergence(logits: torch.Tensor, probabilities: torch.Tensor, task: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Numbers of an experiment as a tensor that is copied to a device once: each copy makes the host wait for the device."""
+"""Numbers of an experiment as a tensor, copied to a device once: each copy makes the host wait for the device."""
 
 from functools import cache
 

@@ -11,6 +11,6 @@ from torch import nn
 
 
 def absolute_sum(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
-    """The sum of |w| over trained weights; biases and norms, which are vectors, are left out whatever decay_all says."""
+    """The sum of |w| over trained weights; biases and norms, which are vectors, are left out, also with decay_all."""
     weights = [parameter for parameter in parameters if parameter.ndim > 1 and parameter.requires_grad]
     return torch.stack([weight.abs().sum() for weight in weights]).sum()

@@ -207,7 +207,7 @@ def test_a_teacher_that_saw_the_fold_is_refused(copy_of_trained):
 
 
 def test_a_teacher_that_is_not_trained_is_named(copy_of_trained):
-    with pytest.raises(UserError, match=r"distill_from names run missing, which is not trained there"):
+    with pytest.raises(UserError, match=r"run missing is not trained there"):
         train.main(fold="0", name="student", overrides=["distill_from=[missing]"], root=copy_of_trained)
 
 

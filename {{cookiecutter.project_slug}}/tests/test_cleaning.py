@@ -191,6 +191,6 @@ def test_a_judge_that_saw_the_fold_is_refused_before_anything_is_written(root):
         with pytest.raises(UserError, match=reason):
             clean(root)
     shutil.rmtree(folder)
-    with pytest.raises(UserError, match="clean_labels_from names run teacher, which is not trained there"):
+    with pytest.raises(UserError, match="run teacher is not trained there"):
         clean(root)
     assert not Workspace(root).dropped_path("clean", 0).exists()

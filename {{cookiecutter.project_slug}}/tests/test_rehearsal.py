@@ -22,6 +22,7 @@ from kfold.errors import Interrupted, UserError
 from kfold.files import locked
 from kfold.rehearsal import assembled, find_lr, overfit_batch, profile
 from kfold.rehearsal.overfit_batch import PLAIN
+from kfold.setup import start
 from kfold.stopping import Stop
 from kfold.training.lr_finder import growing_rates
 
@@ -230,14 +231,15 @@ def test_a_curve_that_suggests_nothing_is_an_error_and_there_to_look_at(root, mo
 
 
 def plant(monkeypatch, name, change):
-    """Let the function of assembled.py make something that is broken."""
-    whole = getattr(assembled, name)
+    """Let the function make something that is broken."""
+    place = start if hasattr(start, name) else assembled  # the module that calls it
+    whole = getattr(place, name)
 
     def broken(*arguments, **options):
         made = whole(*arguments, **options)
         return change(made) or made
 
-    monkeypatch.setattr(assembled, name, broken)
+    monkeypatch.setattr(place, name, broken)
 
 
 def refused(root, *words):

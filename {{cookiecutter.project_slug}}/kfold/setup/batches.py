@@ -1,8 +1,6 @@
 """Batches of a fold: which rows, at which size, with which augmentation, in which epoch."""
 
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,8 +11,6 @@ from kfold.data.augment import Augmentation, eval_transform, train_transform, tr
 from kfold.data.loader import EpochOrder, Images, make_loader, mixed_rows
 from kfold.data.sampler import RowsOf, classes_of, resampled
 from kfold.data.sizes import SizeOf, drawn_sizes, growing_sizes
-from kfold.errors import UserError
-from kfold.seeds import seed_of
 from kfold.setup.rows import TrainingRows
 
 
@@ -83,21 +79,3 @@ def make_augmentation(config: Config) -> Augmentation:
 def first_plain_epoch(config: Config) -> float:
     """The first (from 0) of the last epochs without mixing and heavy augmentation; infinite where none is."""
     return config.epochs - config.plain_epochs if config.plain_epochs else float("inf")
-
-
-def make_unlabelled_batches(
-    paths: Sequence, config: Config, number: int, device: torch.device
-) -> tuple[DataLoader, DataLoader]:
-    """Two loaders of the same test images in the same order, augmented differently."""
-    if sum(Path(path).is_file() for path in paths) < 2:  # BatchNorm cannot train on one
-        raise UserError(f"consistency_weight learns from test images, and fewer than 2 of {len(paths)} are there")
-    size = config.image_size
-    augment = train_transform(make_augmentation(config), size)
-    batch_size = min(config.batch_size, len(paths))
-    loaders = []
-    for side in ("student", "teacher"):
-        seed = seed_of(config.seed, "unlabelled", side)
-        images = Images(paths, np.zeros((len(paths), 0)), augment, size, seed, number)
-        order = EpochOrder(len(paths), batch_size, True, config.seed, number)
-        loaders.append(make_loader(images, order, config.num_workers, device))
-    return loaders[0], loaders[1]

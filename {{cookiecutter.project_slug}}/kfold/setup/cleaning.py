@@ -60,7 +60,7 @@ def drop_doubtful(
     path = workspace.dropped_path(run, number)
     dropped = read_dropped(path) if number in workspace.begun_folds(run) else None
     if dropped is None:
-        judges = load_teachers(workspace, number, config, folds.stamp, KEY)
+        judges = load_teachers(workspace, config.clean_labels_from, number, folds.stamp)
         refuse_other_outputs(judges, facts.task, targets.names, KEY)
         doubts = judge(judges, rows, facts.task, config, device, precision, stop.check)
         dropped = write_dropped(path, rows, doubts, facts.task, config.clean_labels, judges)

@@ -32,6 +32,7 @@ class Step:
 
 
 Term = Callable[[Step], torch.Tensor]
+Pair = tuple[torch.Tensor, torch.Tensor]  # images (B, S, S, 3) uint8 of the same rows, augmented differently
 
 
 # Knowledge distillation: Hinton, Vinyals and Dean, arxiv.org/abs/1503.02531
@@ -104,7 +105,7 @@ def divergence(logits: torch.Tensor, probabilities: torch.Tensor, task: str) -> 
 def consistency(
     student: nn.Module,
     teacher: nn.Module,
-    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    batches: Iterator[Pair],
     card: ModelCard,
     weight: float,
     rampup_epochs: float,
@@ -117,7 +118,7 @@ def consistency(
     probabilities, or of standardised values for regression. The weight grows as exp(-5 (1 - t)^2) over the first
     epochs, as in the paper: at first the teacher knows nothing.
     """
-    pair_of: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of the step that is going on
+    pair_of: dict[int, Pair] = {}  # of the step that is going on
 
     def term(step: Step) -> torch.Tensor:
         if step.number not in pair_of:
@@ -145,7 +146,7 @@ def rampup(epochs_done: float, rampup_epochs: float) -> float:
     return float(torch.exp(torch.tensor(-5 * (1 - share) ** 2)))
 
 
-def endless_pairs(one: DataLoader, other: DataLoader, first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def endless_pairs(one: DataLoader, other: DataLoader, first: int = 0) -> Iterator[Pair]:
     """Batches of the same rows from two loaders, epoch after epoch, from batch number `first` on.
 
     Rows that cannot be read are left out: predict.py names them.

@@ -3,8 +3,9 @@
 import pytest
 
 from kfold.config import Config, load_config
-from kfold.conflicts import CONFLICTS, NEEDS, TASK_CONFLICTS, contradictions, task_contradictions
+from kfold.conflicts import CONFLICTS, TASK_CONFLICTS, contradictions, task_contradictions
 from kfold.errors import UserError
+from kfold.needs import NEEDS
 from kfold.settings import parse_overrides
 
 CASES = {  # words that contradict each other, and what the line must say; without the last word they go together

@@ -96,8 +96,9 @@ def refresh_statistics(
 ) -> None:
     """BatchNorm's statistics of an average of weights, taken anew on one more epoch of batches.
 
-    accumulate: parts that a batch is split into. As in training, BatchNorm sees one of them at a time, and each counts
-    alike: the mean is that of the whole batches where parts are equally large, and the variance is the mean of theirs.
+    accumulate: parts that a batch is split into. BatchNorm sees one of them at a time, as in training, and each part
+    counts alike. Of equally large parts its mean is that of whole batches, given the same inputs; its variance is the
+    mean of the parts' unbiased ones, which estimates the same.
     """
     torch.manual_seed(seed_of(recipe.seed, recipe.fold, "refresh"))  # dropout is on in that pass
 

@@ -52,7 +52,9 @@ OPTIONS = {  # name -> key=value words; each with the loader processes that it i
         "multi_scale=[24,32,40]", "center_crop=0.875", "input_statistics=dataset", "sampler=square_root",
         "clean_labels=0.1", "clean_labels_from=teacher", "accumulate=2", "ema_decay=0.9",
     ],
-    "mean_teacher": ["num_workers=1", "ema_decay=0.9", "consistency_weight=1.0", "accumulate=2"],
+    "mean_teacher": [
+        "num_workers=1", "ema_decay=0.9", "consistency_weight=1.0", "accumulate=2", "augment=heavy", "plain_epochs=1",
+    ],
 }  # fmt: skip
 NOT_COMPARED = ("minutes", "images_per_second", "files", "manifest_sha256")  # of a manifest: the first two are times
 NUM_BATCHES = 9  # of each: 3 epochs of 3 batches

@@ -12,6 +12,7 @@ from kfold.data.loader import EpochOrder, read_batches
 from kfold.model.weights import ModelCard, normalize
 from kfold.on_device import on_device
 from kfold.training.losses import Loss, to_probabilities
+from kfold.training.memory import split_rows
 from kfold.training.precision import Precision, autocast
 from kfold.training.predicting import standardized
 
@@ -124,7 +125,10 @@ def consistency(
         if step.number not in pair_of:
             pair_of.clear()
             pair_of[step.number] = next(batches)
-        for_student, for_teacher = (images.tensor_split(step.num_parts)[step.part] for images in pair_of[step.number])
+        for_student, for_teacher = pair_of[step.number]
+        parts = split_rows(len(for_student), step.num_parts)  # as the labelled batch, so that its parts add up
+        rows = parts[step.part] if step.part < len(parts) else slice(0)
+        for_student, for_teacher = for_student[rows], for_teacher[rows]
         if len(for_student) < 2:  # the others cannot be read, and BatchNorm cannot train on one
             return step.logits.new_zeros(())
         teacher.eval()

@@ -491,6 +491,29 @@ def test_overwrite_forgets_all_of_the_table_first_and_nothing_else(copy_of_ablat
     assert not kept & gone
 
 
+def test_a_switch_that_lowers_an_error_gains_what_the_files_say(plain, tmp_path, capsys):
+    root = new_root(plain, tmp_path / "root", "folds.csv", "configs", "runs")
+    write_settings(root, "regression", epochs=2, batch_size=8, lr=1e-9, min_lr=1e-9)
+    facts = root / "competition.yaml"
+    facts.write_text(facts.read_text().replace("metric: r2", "metric: rmse"))
+    make_folds.main(root=root)
+    ablate.main(["lr=0.01"], seeds="2", root=root)
+    table = pd.read_csv(root / "runs" / "ablations" / "baseline.csv").set_index("switch")
+    truth = pd.read_csv(root / "folds.csv", dtype=str).set_index("id")["label"].astype(float)
+    errors = {"baseline": [], "lr=0.01": []}
+    for path in (root / "runs" / "ablations").glob("*/fold0/oof.parquet"):
+        oof = pd.read_parquet(path).set_index("id")["p_label"]
+        kind = "lr=0.01" if "\nlr: 0.01\n" in (path.parents[1] / "config.yaml").read_text() else "baseline"
+        errors[kind].append(np.sqrt(np.mean((oof - truth[oof.index]) ** 2)))
+    error_of = {kind: np.mean(values) for kind, values in errors.items()}
+    assert error_of["lr=0.01"] < error_of["baseline"]
+    assert table["score"].to_dict() == pytest.approx(error_of, rel=1e-4)
+    gain = error_of["baseline"] - error_of["lr=0.01"]
+    assert table.loc["lr=0.01", "gain"] == pytest.approx(gain, rel=1e-3)
+    assert table.loc["lr=0.01", "gain_low"] < gain < table.loc["lr=0.01", "gain_high"]
+    assert "rmse (smaller is better)" in capsys.readouterr().out
+
+
 def test_regression_on_all_folds_of_a_trial_with_groups(plain, tmp_path, monkeypatch, capsys):
     root = new_root(plain, tmp_path / "root", "folds.csv", "configs")
     write_settings(root, "regression", epochs=1)

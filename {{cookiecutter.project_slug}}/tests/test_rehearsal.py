@@ -200,6 +200,19 @@ def test_the_curve_and_both_rates_are_shown_and_training_at_the_suggested_one_wo
     assert capsys.readouterr().out == output  # the same seed, the same curve
 
 
+def test_with_scale_lr_the_suggested_rate_is_the_one_that_is_scaled(root, capsys):
+    """The same curve of rates as they act; what is shown is what `lr` must be for them."""
+    rates, curves = [], []
+    for words in ([], ["scale_lr=true"]):
+        rehearse(root, "find_lr", *words)
+        lines = capsys.readouterr().out.splitlines()
+        rates.append([float(line.split("lr=")[1].split()[0]) for line in lines if "lr=" in line])
+        curves.append((root / "runs" / "baseline" / "lr_range_fold0.csv").read_bytes())
+    assert curves[0] == curves[1]
+    plain, for_256 = np.array(rates)
+    assert for_256 * 10 / 256 == pytest.approx(plain, rel=0.05)  # batches of 10; two digits are shown
+
+
 def test_the_test_puts_model_optimizer_and_generators_back(root, monkeypatch):
     made = []
     assemble = assembled.assemble

@@ -13,7 +13,11 @@ from test_terms import CPU, FLOAT32, Colour, make_card, make_step
 
 from kfold.config import Config
 from kfold.data.loader import EpochOrder
+from kfold.setup.rows import TrainingRows
+from kfold.setup.terms import make_terms
 from kfold.setup.unlabelled import make_pairs
+from kfold.training.averaging import make_ema
+from kfold.training.state import Averages, Training
 from kfold.training.terms import consistency, rampup
 
 NUM_IMAGES, GREY = 7, 128
@@ -122,3 +126,27 @@ def test_pairs_can_be_taken_up_at_any_step_before_and_after_the_plain_epochs_beg
     for first in range(15):
         for step, pair in enumerate(take(pairs_of(paths, first, plain_epochs=1), 2), start=first):
             assert all(torch.equal(one, other) for one, other in zip(pair, whole[step], strict=True)), (first, step)
+
+
+def test_the_settings_reach_the_term_and_its_teacher_is_the_moving_average(paths):
+    config = Config(
+        ema_decay=0.9,
+        consistency_weight=7.0,
+        consistency_rampup_epochs=4.0,
+        augment="none",
+        image_size=16,
+        batch_size=2,
+    )
+    model, teacher = Colour(3, 0), Colour(3, 1)
+    averages = Averages(make_ema(model, 0.9))
+    averages.ema.module.load_state_dict(teacher.state_dict())
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    training = Training(model, torch.optim.SGD(model.parameters()), scaler, averages)
+    none, card, order = np.array([]), make_card("multiclass", size=16), EpochOrder(10, 2, True)
+    rows = TrainingRows(none, none, none, none, 0, none, none, np.array(paths))
+    (term,) = make_terms(training, {}, rows, card, config, 0, CPU, FLOAT32, order, 3)
+    pairs = make_pairs(paths, config, 0, CPU, order, 3)
+    by_hand = consistency(model, teacher, pairs, card, 7.0, 4.0, CPU, FLOAT32)
+    step = replace(make_step(torch.zeros(2, 3)), epochs_done=1.0)
+    assert term(step).item() == pytest.approx(by_hand(step).item())
+    assert term(step).item() > 0

@@ -1,5 +1,6 @@
 """Test-time augmentation (TTA): the views that a model looks at, from ttach; merged on probabilities.
 
+When it helps: Shanmugam and others, Better Aggregation in Test-Time Augmentation, arxiv.org/abs/2011.11156
 ttach's own mergers are not used: on logits its gmean flips signs and its tsharpen gives NaN (ttach 0.0.3).
 """
 

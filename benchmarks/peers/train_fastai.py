@@ -36,14 +36,14 @@ class Autocast(MixedPrecision):
     """fastai's mixed precision with bfloat16, which needs no scaler and works on a CPU."""
 
     def before_batch(self) -> None:
-        self.autocast = torch.autocast(self.dls.device.type, torch.bfloat16)
-        self.autocast.__enter__()
+        self.context = torch.autocast(self.dls.device.type, torch.bfloat16)
+        self.context.__enter__()
 
     def after_pred(self) -> None:
         self.learn.pred = self.pred.float()
 
     def after_loss(self) -> None:
-        self.autocast.__exit__(None, None, None)
+        self.context.__exit__(None, None, None)
 
     def before_fit(self) -> None: ...
     def before_backward(self) -> None: ...

@@ -5,10 +5,9 @@ import timm
 import torch
 import torchvision
 from common import Clock, options, read_table
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-
-from PIL import Image
 
 
 class Photos(Dataset):

@@ -3,10 +3,9 @@
 import timm
 import torch
 from common import Clock, options, read_table
+from PIL import Image
 from timm.data import create_loader
 from torch.utils.data import Dataset
-
-from PIL import Image
 
 
 class Photos(Dataset):

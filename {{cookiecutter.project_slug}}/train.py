@@ -30,7 +30,7 @@ from kfold import artifacts
 from kfold.adopt import adopt_run
 from kfold.artifacts import Workspace
 from kfold.config import Competition, Config, load_competition, load_config
-from kfold.conflicts import task_contradictions
+from kfold.conflicts import task_contradictions, waiting_keys
 from kfold.data.folds import Folds, read_folds, take_rows
 from kfold.data.loader import EpochOrder
 from kfold.data.targets import Targets
@@ -101,6 +101,8 @@ def main(
         rehearse(rehearsal, ChosenFold(workspace, run, numbers[0], facts, config, folds, targets, num_rows, stop))
         return
     artifacts.register_run(workspace, run, facts, config, numbers, overwrite)
+    if waiting := waiting_keys(config):
+        print(f"run {run}: trained without pseudo-labels: {', '.join(waiting)} waits for pseudo_label.py --run {run}")
     trained = resume_from is not None and adopt_run(workspace, resume_from, run, numbers, config, folds.stamp)
     for position, number in enumerate(numbers):
         with locked(workspace.fold_dir(run, number)), stop.listening():
@@ -369,4 +371,4 @@ if __name__ == "__main__":
                 rehearsal=arguments.rehearsal,
             )
 
-    run_stage(main_of_each_seed)
+    run_stage(main_of_each_seed, keeps_parts=not arguments.rehearsal)

@@ -5,7 +5,7 @@ each other. TASK_CONFLICTS: choices that make no sense for a task. A text names 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from kfold.settings import show
@@ -108,6 +108,19 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
     (
         lambda c: list(c.progressive) != sorted(set(c.progressive)),
         "progressive={progressive}: sizes must grow",
+    ),
+    (
+        lambda c: len(c.progressive) == 1,
+        "progressive={progressive}: one size does not grow: name several, or leave it out",
+    ),
+    (
+        lambda c: set(c.multi_scale) == {c.image_size},
+        "multi_scale={multi_scale} is image_size itself and changes nothing: name several sizes, or leave it out",
+    ),
+    (
+        lambda c: c.center_crop < 1 and round(c.image_size / c.center_crop) == c.image_size,  # as eval_transform
+        "center_crop={center_crop} of image_size={image_size} cuts off less than a pixel: make it smaller, or leave it "
+        "out",
     ),
     (
         lambda c: len(set(c.mixing)) < len(c.mixing),
@@ -237,6 +250,22 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
         lambda c: list(c.step_epochs) != sorted(set(c.step_epochs)) or max(c.step_epochs, default=0) >= c.epochs,
         "step_epochs={step_epochs} must grow, and end before epochs={epochs}: after the last one no lr is left to fall",
     ),
+    # Mixing that ends (plain_epochs) may stay: the loss falls there, which puts a fall of lr off and causes none.
+    *(
+        (lambda c, key=key: c.schedule == "plateau" and bool(getattr(c, key)), f"schedule=plateau with {key}: {reason}")
+        for key, reason in (
+            ("flooding", "lr would fall because the training loss is kept at its level: drop one of them"),
+            (
+                "progressive",
+                "it watches the training loss, and losses of different sizes do not compare: drop one of them",
+            ),
+        )
+    ),
+    (
+        lambda c: c.schedule == "cosine_cycles" and c.num_cycles > 1 and bool(c.progressive),
+        "progressive with num_cycles={num_cycles}: early snapshots would be of networks that never saw the last size: "
+        "drop one of them",
+    ),
     *(
         (
             lambda c, is_on=is_on: c.early_stopping > 0 and is_on(c),
@@ -318,6 +347,24 @@ def contradictions(config: "Config") -> list[str]:
 def task_contradictions(config: "Config", task: str) -> list[str]:
     """The same for choices that do not fit the competition's task."""
     return [text.format(task=task, **shown(config)) for applies, text in TASK_CONFLICTS if applies(config, task)]
+
+
+def waiting_keys(config: "Config") -> list[str]:
+    """Settings of pseudo-labels that this training does not read: pseudo_label.py, which adds teachers, will."""
+    if config.pseudo_from:
+        return []
+    fields = type(config).model_fields
+    keys = [key for key in fields if key.startswith("pseudo_") and key != "pseudo_from"]
+    return [key for key in keys if getattr(config, key) != fields[key].default]
+
+
+def idle_words(config: "Config", keys: Iterable[str]) -> list[str]:
+    """The same as problems, a line each, for keys that are asked of this very training."""
+    return [
+        f"{key}={show(getattr(config, key))} needs pseudo_from: give it to pseudo_label.py, which makes pseudo-labels"
+        for key in keys
+        if key.startswith("pseudo_") and not config.pseudo_from
+    ]
 
 
 def shown(config: "Config") -> dict[str, str]:

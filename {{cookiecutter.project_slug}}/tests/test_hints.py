@@ -54,7 +54,7 @@ def test_a_setting_of_experiments_among_the_facts_is_sent_to_its_file():
 def test_settings_that_wait_for_pseudo_label_are_named_by_the_training_that_does_not_read_them(
     tmp_path, monkeypatch, capsys
 ):
-    root = prepare(tmp_path, "multiclass", 30, 10, pseudo_threshold=0.8)
+    root = prepare(tmp_path, "multiclass", 60, 12, pseudo_threshold=0.8)
     monkeypatch.setattr(train, "train_fold", lambda *_: None)
     train.main(fold="0", root=root)
     assert "without pseudo-labels: pseudo_threshold waits for pseudo_label.py --run baseline" in capsys.readouterr().out

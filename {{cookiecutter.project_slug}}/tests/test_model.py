@@ -127,7 +127,7 @@ def test_a_missing_weights_file_and_an_unknown_backbone_are_named():
     ("typed", "meant"),
     [
         ("resnet81", "resnet18"),
-        ("ResNet18", "resnet18"),
+        ("RESNET18", "resnet18"),
         ("efficientnetb0", "efficientnet_b0"),
         ("vit_small", "vit_small_patch8_224"),
         ("torchvision/resnet81", "torchvision/resnet18"),

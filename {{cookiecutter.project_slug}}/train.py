@@ -42,8 +42,6 @@ from kfold.intervals import score_folds
 from kfold.ledger import read_ledger, record_run
 from kfold.metrics import Metric
 from kfold.model.weights import copy_weights
-from kfold.rehearsal.assembled import ChosenFold
-from kfold.rehearsal.rehearse import rehearse
 from kfold.report.tables import cv_table
 from kfold.settings import difference
 from kfold.setup.batches import make_batches
@@ -98,6 +96,9 @@ def main(
 
     artifacts.refuse_stack(workspace, run)
     if rehearsal:
+        from kfold.rehearsal.assembled import ChosenFold  # here: they load matplotlib, which training can spare
+        from kfold.rehearsal.rehearse import rehearse
+
         rehearse(rehearsal, ChosenFold(workspace, run, numbers[0], facts, config, folds, targets, num_rows, stop))
         return
     artifacts.register_run(workspace, run, facts, config, numbers, overwrite)

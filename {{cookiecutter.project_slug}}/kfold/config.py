@@ -248,7 +248,9 @@ class Config(Settings):
     save_batches: int = Field(0, ge=0)  # also after so many batches; 0: by time alone
 
     # Prediction
-    tta: Literal["none", "hflip", "flips", "d4", "scales"] = "none"  # test-time views, see kfold/ensemble/tta.py
+    tta: Literal["none", "hflip", "flips", "rotations", "d4", "scales", "crops"] = (
+        "none"  # test-time views, see kfold/ensemble/tta.py
+    )
 
     @model_validator(mode="after")
     def check_choices(self) -> "Config":

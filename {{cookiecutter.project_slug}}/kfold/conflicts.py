@@ -257,7 +257,7 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
             ("flooding", "lr would fall because the training loss is kept at its level: drop one of them"),
             (
                 "progressive",
-                "it watches the training loss, and losses of different sizes do not compare: drop one of them",
+                "what it watches does not compare between sizes: drop one of them",
             ),
         )
     ),

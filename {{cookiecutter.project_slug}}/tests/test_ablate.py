@@ -353,7 +353,8 @@ def test_a_ruined_training_hurts_and_a_switch_of_no_account_is_within_noise(abla
     assert table.loc[SWITCHES[1], "verdict"] == "within noise"
     assert 0.3 < table.loc[SWITCHES[1], "cost"] < 3
     assert "6 trainings, of which 0 were done before" in output
-    assert "training 3 of 6: lr=1e-9 min_lr=1e-9, seed 1, fold 0 (about " in output
+    assert "training 2 of 6: lr=1e-9 min_lr=1e-9, seed 1, fold 0 (about " in output
+    assert "training 4 of 6: baseline, seed 2, fold 0 (about " in output
     assert "hurts" in output.split("95% interval")[-1]
 
 
@@ -435,10 +436,22 @@ def plan_of(root: Path):
 
 def test_more_seeds_and_switches_train_only_what_is_new(copy_of_ablated, trained_now):
     ablate.main(["epochs=1"], seeds="2..3", name="other", root=copy_of_ablated)
-    assert trained_now == ["seed=3", "epochs=1 seed=2", "epochs=1 seed=3"]
+    assert trained_now == ["epochs=1 seed=2", "seed=3", "epochs=1 seed=3"]
     table = pd.read_csv(copy_of_ablated / "runs" / "ablations" / "other.csv").set_index("switch")
     assert table.loc["epochs=1", "cost"] < 0.7  # of 3 epochs
     assert (copy_of_ablated / "runs" / "ablations" / "baseline.csv").exists()
+
+
+def test_a_table_is_not_replaced_by_one_without_its_lines(copy_of_ablated, trained_now):
+    table = copy_of_ablated / "runs" / "ablations" / "baseline.csv"
+    before = table.read_bytes()
+    for switches, options in ((SWITCHES[:1], {}), (SWITCHES, {"fold": "1"}), (SWITCHES, {"base": ["lr=0.02"]})):
+        with pytest.raises(UserError, match=r"another command: give this one a --name, .*--fold 0 --seeds 2 'lr=1e-9"):
+            ablate.main(switches, seeds=SEEDS, root=copy_of_ablated, **options)
+    assert table.read_bytes() == before
+    ablate.main(SWITCHES[:1], seeds=SEEDS, root=copy_of_ablated, name="first")
+    ablate.main(SWITCHES[::-1], seeds=SEEDS, root=copy_of_ablated)  # all its lines are there
+    assert trained_now == []
 
 
 def test_a_switch_that_fails_is_listed_and_the_others_are_measured(copy_of_ablated, monkeypatch, capsys):
@@ -465,7 +478,7 @@ def test_a_switch_that_fails_is_listed_and_the_others_are_measured(copy_of_ablat
     assert table.loc["epochs=2", "problem"] == "seed 1, fold 0: the GPU's memory is full"
     assert "Traceback" in capsys.readouterr().err  # of the fault, for whoever mends it
     with pytest.raises(UserError, match="the baseline failed"):
-        ablate.main(SWITCHES, base=["epochs=2"], root=copy_of_ablated)
+        ablate.main(SWITCHES, base=["epochs=2"], name="other", root=copy_of_ablated)
 
 
 def test_a_changed_out_of_fold_file_fails_its_switch_by_name(copy_of_ablated):

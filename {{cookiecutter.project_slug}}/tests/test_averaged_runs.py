@@ -85,7 +85,7 @@ def test_all_weights_and_views_are_scored_and_one_of_each_is_taken(copy_of_train
     output = capsys.readouterr().out
     choices = pd.read_csv(Workspace(root).choices_path("baseline")).set_index(["what", "name"])
     assert list(choices.loc["weights"].index) == ["last", "ema", "swa", "snapshots", "climbed", "best"]
-    assert list(choices.loc["tta"].index) == ["none", "hflip", "flips", "d4", "scales"]
+    assert list(choices.loc["tta"].index) == ["none", "hflip", "flips", "rotations", "d4", "scales", "crops"]
     assert (choices["milliseconds"] > 0).all()
     taken = choices[choices["chosen"]].reset_index()
     assert list(taken["what"]) == ["weights", "tta"]

@@ -61,7 +61,7 @@ CASES = {  # words that contradict each other, and what the line must say; witho
     "schedule=cosine_cycles num_cycles=11": "more cycles than epochs",
     "min_lr=1.0": "min_lr=1.0 is above lr=0.0003",
     "flooding=0.1 schedule=plateau": "schedule=plateau with flooding: lr would fall",
-    "schedule=plateau progressive=[16,32]": "losses of different sizes do not compare",
+    "schedule=plateau progressive=[16,32]": "does not compare between sizes",
     "progressive=[16,32] schedule=cosine_cycles num_cycles=2": "never saw the last size",
     "schedule=step": "needs step_epochs",
     "schedule=step step_epochs=[3,2]": "step_epochs=[3,2] must grow",

@@ -52,7 +52,8 @@ class OrdinalHead(nn.Module):
     """Log probabilities of ordered classes, by one score: P(class <= k) = sigmoid(threshold_k - score).
 
     softmax of these logits gives the probabilities, and cross entropy their likelihood. Thresholds grow with k. Source:
-    McCullagh, Regression Models for Ordinal Data, Journal of the Royal Statistical Society B 42 (1980), section 2.
+    McCullagh, Regression Models for Ordinal Data, Journal of the Royal Statistical Society B 42 (1980), section 2,
+    doi.org/10.1111/j.2517-6161.1980.tb01109.x
     """
 
     def __init__(self, num_features: int, num_classes: int):

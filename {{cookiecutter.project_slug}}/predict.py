@@ -86,6 +86,17 @@ def main(run: str = "baseline", weights: str = "", tta: str = "", overwrite: boo
         print("next: python train.py --fold all for the same run, which gives scores; then submit.py --all-data")
 
 
+def refuse_settings(words: Sequence[str]) -> None:
+    """Raise UserError for key=value words: a run is predicted with the settings that it was trained with."""
+    options = {"tta": "--tta", "select": "--weights", "weights": "--weights"}
+    problems = []
+    for key, _, value in (word.partition("=") for word in words):
+        remedy = f"write {options[key]} {value}" if key in options else "leave it out"
+        problems.append(f"'{key}={value}': settings are given to train.py, here they are the run's own: {remedy}")
+    if problems:
+        raise UserError(problems)
+
+
 def read_manifests(workspace: Workspace, run: str, numbers: Sequence[int], fold_stamp: str) -> dict[int, dict]:
     manifests = {}
     for number in numbers:
@@ -232,13 +243,17 @@ def parse_arguments() -> argparse.Namespace:
         "--tta", default="", help=f"of {', '.join(TTA_TRANSFORMS)}, or auto (default: as before, else the config's)"
     )
     parser.add_argument("--overwrite", action="store_true", help="predict again what is done")
-    return parser.parse_args()
+    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]  # --run must not take them
+    arguments = parser.parse_args([word for word in sys.argv[1:] if word not in words])
+    arguments.settings = words
+    return arguments
 
 
 if __name__ == "__main__":
     arguments = parse_arguments()
 
     def main_of_each() -> None:
+        refuse_settings(arguments.settings)
         for run in arguments.run:
             main(run, arguments.weights, arguments.tta, arguments.overwrite)
 

@@ -41,6 +41,7 @@ from kfold.intervals import score_folds
 from kfold.ledger import read_ledger, record_run
 from kfold.metrics import Metric
 from kfold.model.weights import copy_weights
+from kfold.needs import waiting_keys
 from kfold.report.tables import cv_table
 from kfold.settings import difference
 from kfold.setup.batches import make_batches
@@ -102,6 +103,8 @@ def main(
         rehearse(rehearsal, ChosenFold(workspace, run, numbers[0], facts, config, folds, targets, num_rows, stop))
         return
     artifacts.register_run(workspace, run, facts, config, numbers, overwrite)
+    if waiting := waiting_keys(config):
+        print(f"run {run}: trained without pseudo-labels: {', '.join(waiting)} waits for pseudo_label.py --run {run}")
     trained = resume_from is not None and adopt_run(workspace, resume_from, run, numbers, config, folds.stamp)
     for position, number in enumerate(numbers):
         with locked(workspace.fold_dir(run, number)), stop.listening():
@@ -364,4 +367,4 @@ if __name__ == "__main__":
                 rehearsal=arguments.rehearsal,
             )
 
-    run_stage(main_of_each_seed)
+    run_stage(main_of_each_seed, keeps_parts=not arguments.rehearsal)

@@ -7,11 +7,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from kfold.conflicts import contradictions
+from kfold.errors import UserError
+from kfold.needs import idle_words
 from kfold.settings import Contradictions, Settings, build_settings, parse_overrides
 from kfold.strict_yaml import read_yaml
 
@@ -34,6 +36,8 @@ NOT_TRAINED = (
 
 class Competition(Settings):
     """What the competition fixes; see competition.yaml."""
+
+    home: ClassVar[str] = "competition.yaml: it is the same for all experiments"
 
     project_name: str  # shown in tables
     kaggle_competition: str = ""  # the slug in the competition's address; empty: no upload
@@ -104,6 +108,8 @@ Positive = Annotated[float, Field(gt=0)]
 
 class Config(Settings):
     """One experiment; configs/<name>.yaml holds only what differs from these defaults. See docs/recipes.md."""
+
+    home: ClassVar[str] = "configs/<name>.yaml: it is of one experiment"
 
     seed: int = Field(42, ge=0)  # order, augmentation and initial weights follow from it
     limit: int = Field(0, ge=0)  # rows of folds.csv to use, for a trial run; 0: all
@@ -266,8 +272,14 @@ def load_competition(path: Path) -> Competition:
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read one experiment and apply `key=value` words. Raises UserError that lists every problem."""
-    values = {**read_yaml(path), **parse_overrides(overrides)}
-    return build_settings(Config, values, f"{path.parent.name}/{path.name}" + (" + overrides" if overrides else ""))
+    words, source = (
+        parse_overrides(overrides),
+        f"{path.parent.name}/{path.name}" + (" + overrides" if overrides else ""),
+    )
+    config = build_settings(Config, {**read_yaml(path), **words}, source)
+    if problems := idle_words(config, words):
+        raise UserError(problems).at(source)
+    return config
 
 
 def settings_hash(settings: Settings) -> str:

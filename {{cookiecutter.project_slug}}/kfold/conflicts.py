@@ -60,6 +60,19 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
         "progressive={progressive}: sizes must grow",
     ),
     (
+        lambda c: len(c.progressive) == 1,
+        "progressive={progressive}: one size does not grow: name several, or leave it out",
+    ),
+    (
+        lambda c: set(c.multi_scale) == {c.image_size},
+        "multi_scale={multi_scale} is image_size itself and changes nothing: name several sizes, or leave it out",
+    ),
+    (
+        lambda c: c.center_crop < 1 and round(c.image_size / c.center_crop) == c.image_size,  # as eval_transform
+        "center_crop={center_crop} of image_size={image_size} cuts off less than a pixel: make it smaller, or leave it "
+        "out",
+    ),
+    (
         lambda c: len(set(c.mixing)) < len(c.mixing),
         "mixing={mixing} names one twice",
     ),
@@ -186,6 +199,22 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
     (
         lambda c: list(c.step_epochs) != sorted(set(c.step_epochs)) or max(c.step_epochs, default=0) >= c.epochs,
         "step_epochs={step_epochs} must grow, and end before epochs={epochs}: after the last one no lr is left to fall",
+    ),
+    # Mixing that ends (plain_epochs) may stay: the loss falls there, which puts a fall of lr off and causes none.
+    *(
+        (lambda c, key=key: c.schedule == "plateau" and bool(getattr(c, key)), f"schedule=plateau with {key}: {reason}")
+        for key, reason in (
+            ("flooding", "lr would fall because the training loss is kept at its level: drop one of them"),
+            (
+                "progressive",
+                "what it watches does not compare between sizes: drop one of them",
+            ),
+        )
+    ),
+    (
+        lambda c: c.schedule == "cosine_cycles" and c.num_cycles > 1 and bool(c.progressive),
+        "progressive with num_cycles={num_cycles}: early snapshots would be of networks that never saw the last size: "
+        "drop one of them",
     ),
     *(
         (

@@ -1,7 +1,9 @@
 """Keys of an experiment that do nothing without another choice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
+
+from kfold.settings import show
 
 if TYPE_CHECKING:
     from kfold.config import Config
@@ -56,3 +58,21 @@ NEEDS: dict[str, tuple[str, Callable[["Config"], bool]]] = {
 def is_augmented(c: "Config") -> bool:
     extras = (c.fancy_pca, c.cutout, c.random_erasing, c.crop_scale, c.color_jitter)
     return bool(c.mixing) or c.augment not in ("none", "light") or any(extras)
+
+
+def waiting_keys(config: "Config") -> list[str]:
+    """Settings of pseudo-labels that this training does not read: pseudo_label.py, which adds teachers, will."""
+    if config.pseudo_from:
+        return []
+    fields = type(config).model_fields
+    keys = [key for key in fields if key.startswith("pseudo_") and key != "pseudo_from"]
+    return [key for key in keys if getattr(config, key) != fields[key].default]
+
+
+def idle_words(config: "Config", keys: Iterable[str]) -> list[str]:
+    """The same as problems, a line each, for keys that are asked of this very training."""
+    return [
+        f"{key}={show(getattr(config, key))} needs pseudo_from: give it to pseudo_label.py, which makes pseudo-labels"
+        for key in keys
+        if key.startswith("pseudo_") and not config.pseudo_from
+    ]

@@ -154,6 +154,18 @@ def test_masks_are_averaged_in_training_and_absent_from_predictions():
     assert torch.allclose(found, by_hand, atol=1e-6)
 
 
+@given(SEEDS, st.integers(2, 6), st.floats(-6, 2))
+@settings(max_examples=20, deadline=None)
+def test_no_score_of_an_ordinal_head_makes_a_class_likelier_than_its_surest_logits(seed, num_classes, gap):
+    head = OrdinalHead(8, num_classes)
+    with torch.no_grad():
+        head.raw_gaps.normal_(mean=gap, generator=torch.Generator().manual_seed(seed))
+        found = head.surest(torch.arange(num_classes)).diagonal()
+        tried = head.log_probabilities(torch.linspace(-50, 50, 2001)[:, None]).amax(dim=0)
+    assert (found >= tried - 1e-4).all()
+    assert torch.allclose(found, tried, atol=0.05)  # tried in steps of 0.05
+
+
 # Prior
 
 

@@ -254,12 +254,15 @@ def test_a_loss_that_is_finite_with_a_gradient_that_is_not_is_skipped(image_path
     assert all(torch.isfinite(weight).all() for weight in model.parameters())
 
 
-def test_an_epoch_of_skipped_batches_has_no_loss(image_paths):
+def test_an_epoch_of_skipped_batches_has_no_loss_and_alone_is_warned_of(image_paths, capsys):
     model = Colours()
-    model.poisoned = range(1, 4)
+    model.poisoned = [1, 2, 3, 4]  # of three batches an epoch
     log = run(make_training(model), image_paths)
     assert np.isnan(log[0].train_loss)
     assert np.isfinite(log[1].train_loss)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("warning: epoch 1: nothing was learned")
 
 
 def test_many_in_a_row_stop_the_training_and_others_do_not(image_paths):

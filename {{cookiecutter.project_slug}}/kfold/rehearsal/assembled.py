@@ -101,6 +101,8 @@ def assemble(chosen: ChosenFold, config: Config, num_batches: int = 0) -> Assemb
     objective = make_objective(config, task, terms, bool(teachers), rows)
     fold = AssembledFold(training, card, objective, train_batches, rows, make_recipe(config, number), device, precision)
     fold.start_training()
+    if config.clean_labels:
+        print(f"{chosen.name}: clean_labels={config.clean_labels} is not applied here: all rows are trained on")
     return fold
 
 

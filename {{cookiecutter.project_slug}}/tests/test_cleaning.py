@@ -37,7 +37,7 @@ def test_doubts_are_the_losses_of_the_labels():
     assert np.isfinite(label_losses(np.eye(2), 1 - np.eye(2), "multiclass")).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 80), st.integers(1, 8), st.floats(0, 0.49), st.integers(0, 1000))
 def test_the_share_is_dropped_the_most_doubtful_of_each_class_and_no_class_loses_more_than_half(
     num_rows, num_classes, share, seed

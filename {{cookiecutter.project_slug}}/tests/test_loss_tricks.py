@@ -45,7 +45,7 @@ def test_class_weights_of_a_balanced_set_are_all_one(rule):
     assert torch.equal(weigh_classes(columns, "multilabel", rule)(torch.from_numpy(columns)), torch.ones(4, 2))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 40), min_size=2, max_size=5).filter(any), st.sampled_from([*RULES]))
 def test_class_weights_have_a_mean_of_one_over_the_training_rows_and_rarer_classes_the_larger_ones(counts, name):
     targets = labels_like(counts)
@@ -58,7 +58,7 @@ def test_class_weights_have_a_mean_of_one_over_the_training_rows_and_rarer_class
     assert ordered == sorted(ordered, reverse=True)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 60), st.floats(0, 0.9999))
 def test_the_effective_number_is_the_sum_of_powers_of_beta(count, beta):
     by_hand = 1 / sum(beta**power for power in range(count))
@@ -90,7 +90,7 @@ def test_class_weights_enter_the_mean_and_its_normaliser():
 # OHEM and flooding
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, st.integers(1, 12), st.floats(0.01, 1))
 def test_ohem_takes_the_rows_with_the_largest_losses_and_with_a_share_of_one_all(seed, num_rows, share):
     generator = torch.Generator().manual_seed(seed)
@@ -119,7 +119,7 @@ def test_flooding_turns_the_gradient_below_its_level_and_is_nothing_at_zero():
     assert flooded(loss, 0.0) is loss
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, st.integers(2, 4), st.sampled_from([(1.0, 0.0), (0.5, 0.0), (1.0, 1.0)]))
 def test_the_parts_of_a_batch_add_up_to_their_mean_by_weight(seed, num_parts, trick):
     logits, targets = draw(seed, num_rows=9)
@@ -156,7 +156,7 @@ def test_a_margin_of_zero_changes_nothing_to_the_last_bit(margin):
     assert torch.equal(margin(logits, targets, 30.0, torch.zeros(3)), logits)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0.05, 1.5), st.floats(1, 64))
 def test_a_margin_makes_the_true_class_harder_and_a_smaller_angle_always_wins(margin, scale):
     angles = torch.linspace(0, math.pi, 400)
@@ -212,7 +212,7 @@ def slow_triplet(features, labels, margin):
     return sum(losses) / len(losses) if losses else 0.0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seeds, st.integers(1, 9), st.integers(1, 4), st.floats(0, 3))
 def test_the_batch_hard_triplet_loss_is_what_a_loop_gives(seed, num_rows, num_classes, margin):
     generator = torch.Generator().manual_seed(seed)
@@ -258,7 +258,7 @@ def test_images_with_the_same_features_have_finite_triplet_gradients():
     assert torch.isfinite(features.grad).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, st.integers(1, 9))
 def test_centers_move_by_the_papers_rule_and_the_loss_is_half_the_squared_distance(seed, num_rows):
     generator = torch.Generator().manual_seed(seed)

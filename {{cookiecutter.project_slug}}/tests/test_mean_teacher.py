@@ -58,7 +58,7 @@ def test_student_and_teacher_see_a_view_each_and_the_teacher_answers_in_eval_mod
     assert (teacher_trains, teacher_learns) == (False, False)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(0, 6), st.floats(0.5, 5), st.floats(0.1, 9), st.integers(0, 100))
 def test_the_term_is_its_weight_times_the_ramp_times_the_mean_squared_distance(epochs_done, ramp, weight, seed):
     student, teacher, pair = Colour(3, 0), Colour(3, 1), draw_pair(5, seed)

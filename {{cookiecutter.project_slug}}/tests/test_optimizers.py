@@ -36,7 +36,7 @@ def models():
 # Parameter groups
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(BACKBONES),
     st.sampled_from([0.0, 0.01]),

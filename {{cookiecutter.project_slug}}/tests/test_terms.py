@@ -88,7 +88,7 @@ def test_following_the_distillation_gradient_leads_to_the_mean_of_the_teachers(t
     assert torch.allclose(given_now, wanted, atol=0.02)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.sampled_from(TASKS[:3]))
 def test_the_divergence_is_never_negative_and_equals_the_sum_over_classes_by_hand(seed, task):
     torch.manual_seed(seed)

@@ -1,6 +1,7 @@
 """kfold/config.py: strict reading, every problem at once, nothing lost on the way to a file and back."""
 
 import math
+import types
 import typing
 
 import pytest
@@ -223,6 +224,8 @@ TEXT |= st.sampled_from(["1e-3", "1e5", "no", "010", "7", ".5", "null", "~", "tr
 def any_value(annotation: object) -> st.SearchStrategy:
     if typing.get_origin(annotation) is typing.Literal:
         return st.sampled_from(typing.get_args(annotation))
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return st.one_of([any_value(kind) for kind in typing.get_args(annotation)])
     if typing.get_origin(annotation) is tuple:
         return st.lists(TEXT, max_size=3).map(tuple)
     return {str: TEXT, int: st.integers(0, 30), float: st.floats(0, 1), bool: st.booleans()}[annotation]
@@ -276,7 +279,7 @@ def test_a_contradiction_is_refused_with_its_reason(words, reason):
 
 def test_the_hash_follows_what_training_depends_on_and_nothing_else():
     base = settings_hash(Config())
-    assert settings_hash(Config(num_workers=0)) == base
+    assert settings_hash(Config(workers=0)) == base
     assert settings_hash(Config(tta="d4")) == base
     assert settings_hash(Config(lr=1e-3)) != base
     assert settings_hash(Config(seed=1)) != base

@@ -10,7 +10,7 @@ from kfold.config import Config
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 OF_OTHER_PAGES = {  # explained in README.md: trial runs, the machine, pseudo-labels
-    "seed", "limit", "epochs", "deterministic", "num_workers", "save_minutes", "save_batches",
+    "seed", "limit", "epochs", "deterministic", "workers", "cache", "cache_folder", "save_minutes", "save_batches",
     "distill_weight", "distill_temperature", "consistency_rampup_epochs",
 } | {key for key in Config.model_fields if key.startswith("pseudo_")} | {"cooldown_epochs"}  # fmt: skip
 NOT_KEYS = {"classes", "https", "A"}

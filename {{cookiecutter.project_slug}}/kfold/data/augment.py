@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import albumentations as A
+import cv2
 import numpy as np
 import torch
 from torchvision.transforms import v2
@@ -40,15 +41,32 @@ class Augmentation:
         return Augmentation(preset, self.hflip, self.vflip, self.rotate90)
 
 
-def crop(size: int, smallest: float, widest: float) -> A.RandomResizedCrop:
+def interpolation_for(shape: tuple[int, ...], size: int) -> int:
+    """Bilinear up to half the size, where it still sees every pixel; averaging beyond, which takes 3 to 5 times as
+    long."""
+    return cv2.INTER_LINEAR if max(shape[:2]) <= 2 * size else cv2.INTER_AREA
+
+
+class Crop(A.RandomResizedCrop):
+    def _get_interpolation_for_resize(self, crop_shape: tuple[int, int], target_type: str) -> int:
+        return interpolation_for(crop_shape, self.size[0])
+
+
+class Shrink(A.Resize):
+    """To size x size, or enlarged to it."""
+
+    def apply(self, img: np.ndarray, **params) -> np.ndarray:
+        self.interpolation = interpolation_for(img.shape, self.height)
+        return super().apply(img, **params)
+
+
+def crop(size: int, smallest: float, widest: float) -> Crop:
     """A random part of at least `smallest` of the area, width/height within 1/widest..widest, made size x size."""
-    return A.RandomResizedCrop(
-        (size, size), scale=(smallest, 1.0), ratio=(1 / widest, widest), area_for_downscale="image"
-    )
+    return Crop((size, size), scale=(smallest, 1.0), ratio=(1 / widest, widest))
 
 
 def none(size: int) -> list[A.BasicTransform]:
-    return [A.Resize(size, size, area_for_downscale="image")]
+    return [Shrink(size, size)]
 
 
 def light(size: int) -> list[A.BasicTransform]:
@@ -89,6 +107,11 @@ class Policy(A.ImageOnlyTransform):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's, too
             return self.policy(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+
+
+def draws_globally(transform: A.Compose) -> bool:
+    """Whether a transform draws from torch's global generator: another thread of the process may be using that."""
+    return any(isinstance(part, Policy) for part in transform.transforms)
 
 
 def autoaugment(size: int) -> list[A.BasicTransform]:
@@ -145,6 +168,12 @@ def train_transform(augmentation: Augmentation, size: int) -> A.Compose:
     if of.random_erasing:  # Zhong and others, arxiv.org/abs/1708.04896
         transforms.append(A.Erasing(fill="random", p=of.random_erasing))
     return A.Compose(transforms)
+
+
+def least_share(augmentation: Augmentation) -> float:
+    """The least share of an image's area that a training image may show; 1 without random crops."""
+    scales = [part.scale[0] for part in train_transform(augmentation, 32).transforms if isinstance(part, Crop)]
+    return min(scales, default=1.0)
 
 
 def transform_of_epoch(augmentation: Augmentation, first_plain_epoch: float, epoch: int, size: int) -> A.Compose:

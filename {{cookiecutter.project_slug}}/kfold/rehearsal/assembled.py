@@ -17,7 +17,8 @@ from kfold.seeds import seed_of
 from kfold.setup.batches import make_batches
 from kfold.setup.network import make_card, make_model, with_input
 from kfold.setup.objective import make_objective
-from kfold.setup.rows import TrainingRows, gather_rows
+from kfold.setup.pixels import open_pixels
+from kfold.setup.rows import TrainingRows, all_paths, gather_rows
 from kfold.setup.terms import load_teachers, make_terms
 from kfold.setup.training import make_averages, make_optimizer_of, make_recipe
 from kfold.stopping import Stop
@@ -94,7 +95,9 @@ def assemble(chosen: ChosenFold, config: Config, num_batches: int = 0) -> Assemb
     precision = choose_precision(config.precision, device)
     rows = gather_rows(workspace, chosen.run, number, chosen.facts, config, chosen.folds, chosen.targets)
     times = -(-num_batches * config.batch_size // len(rows.train_paths)) or 1
-    train_batches, _ = make_batches(repeated(rows, times), task, config, number, device)
+    check = chosen.stop.check
+    pixels = open_pixels(workspace, config, all_paths(rows), 1, check)  # read once: auto makes no cache, but uses one
+    train_batches, _ = make_batches(repeated(rows, times), task, config, number, device, pixels, check)
     names, values = chosen.targets.names, rows.train_targets[: rows.num_real]
     model = make_model(config, task, number, values).to(device)
     refuse_frozen(model)  # PyTorch makes no optimizer of nothing
@@ -103,7 +106,7 @@ def assemble(chosen: ChosenFold, config: Config, num_batches: int = 0) -> Assemb
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
     training = Training(model, optimizer, scaler, make_averages(model, config), config.accumulate)
     teachers = load_teachers(workspace, number, config, chosen.folds.stamp)
-    terms = make_terms(model, training.averages, teachers, rows, card, config, number, device, precision, 0)
+    terms = make_terms(model, training.averages, teachers, rows, card, config, number, device, precision, 0, pixels)
     objective = make_objective(config, task, terms, bool(teachers), rows)
     fold = AssembledFold(training, card, objective, train_batches, rows, make_recipe(config, number), device, precision)
     fold.start_training()

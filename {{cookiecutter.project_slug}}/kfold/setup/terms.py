@@ -8,6 +8,7 @@ from torch import nn
 from kfold import artifacts
 from kfold.artifacts import Workspace
 from kfold.config import Config
+from kfold.data.cache import FILES, Pixels
 from kfold.ensemble.pseudo_files import refuse_unsafe_teacher
 from kfold.errors import UserError
 from kfold.model.weights import ModelCard, load_model
@@ -64,6 +65,7 @@ def make_terms(
     device: torch.device,
     precision: Precision,
     first_step: int,
+    pixels: Pixels = FILES,
 ) -> list[Term]:
     """What joins the supervised loss, from this step on."""
     terms = make_loss_terms(config, model)
@@ -74,7 +76,8 @@ def make_terms(
         weight, temperature = config.distill_weight, config.distill_temperature
         terms.append(distillation(models, card, loss, temperature, weight, device, precision))
     if config.consistency_weight:
-        pairs = endless_pairs(*make_unlabelled_batches(rows.unlabelled_paths, config, number, device), first_step)
+        batches = make_unlabelled_batches(rows.unlabelled_paths, config, number, device, pixels)
+        pairs = endless_pairs(*batches, first_step)
         weight, rampup_epochs = config.consistency_weight, config.consistency_rampup_epochs
         terms.append(consistency(model, averages.ema.module, pairs, card, weight, rampup_epochs, device, precision))
     return terms

@@ -70,7 +70,7 @@ def read_index(index_path: Path, data_path: Path, rule: Rule) -> dict[str, Entry
     """
     try:
         lines = index_path.read_bytes().split(b"\n")
-    except FileNotFoundError:
+    except OSError:  # not there, as a rule; what else it may be, writing there will name
         return {}
     data_bytes = max(stamp_of(str(data_path))[0], 0)
     if lines[0] + b"\n" != header_of(rule):

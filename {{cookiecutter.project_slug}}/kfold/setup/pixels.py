@@ -91,12 +91,13 @@ def choose_rule(workspace: Workspace, config: Config, names: Sequence[str], time
 
 @dataclass(frozen=True)
 class Room:
-    """What a cache still needs, and what its disk has (bytes)."""
+    """What a cache has and still needs, and what its disk has free (bytes)."""
 
     rule: Rule
     folder: Path
     found: Mapping[str, Entry]
     num_lacking: int
+    there: int
     needed: int
     free: int
 
@@ -104,12 +105,14 @@ class Room:
     def of(cls, workspace: Workspace, config: Config, rule: Rule, names: Sequence[str], check: Check) -> "Room":
         folder = workspace.cache_dir(config.cache_folder) / rule.name
         found, lacking = look_up(folder, rule, names)
+        there = sum(entry.num_bytes for entry in found.values())
         needed = forecast(lacking, rule, check) if lacking else 0
-        return cls(rule, folder, found, len(lacking), needed, free_bytes(folder))
+        return cls(rule, folder, found, len(lacking), there, needed, free_bytes(folder))
 
     @property
     def is_ample(self) -> bool:
-        return self.needed <= SHARE_OF_FREE * self.free
+        """As if nothing were there yet: what a run works on must not depend on which runs came before."""
+        return self.there + self.needed <= SHARE_OF_FREE * (self.there + self.free)
 
     @property
     def text(self) -> str:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kfold.data.augment import AUGMENTS, Augmentation, apply, eval_transform, interpolation_for, train_transform
+from kfold.data.augment import AUGMENTS, Augmentation, apply, eval_transform, train_transform
 from kfold.data.exact import FORMS, apply_into
+from kfold.data.reduce import interpolation_for
 
 AUGMENTATIONS = st.builds(
     Augmentation,
@@ -57,5 +58,5 @@ def test_the_light_preset_with_every_flip_has_a_fast_form_for_each_step():
 
 @given(st.integers(1, 100), st.integers(1, 100), st.integers(1, 50))
 def test_what_shrinks_to_less_than_half_is_averaged(height, width, size):
-    is_averaged = interpolation_for((height, width, 3), size) == cv2.INTER_AREA
+    is_averaged = interpolation_for((height, width, 3), size, size) == cv2.INTER_AREA
     assert is_averaged == (height > 2 * size or width > 2 * size)

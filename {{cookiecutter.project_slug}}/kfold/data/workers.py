@@ -28,7 +28,7 @@ MOST_PROCESSES = 8
 LITTLE = 2.0  # seconds an epoch takes this thread, below which measuring takes longer than it can save
 ROUNDS = 4  # batches of each worker that are timed
 PATIENCE = 4.0  # seconds that a kind is timed, at most
-MARGIN = 1.1  # how many times faster than threads processes must be, for their memory and their start
+MARGIN = 1.1  # how many times faster than threads others must be: processes take memory, this thread cannot work ahead
 
 
 class Keys:
@@ -70,7 +70,7 @@ def workers_for(
         kinds.append(num_processes)
     for kind in kinds:
         speeds[kind] = measure(images, order, kind, device, check)
-    favoured = {kind: speed / (MARGIN if isinstance(kind, int) and kind else 1) for kind, speed in speeds.items()}
+    favoured = {kind: speed * (MARGIN if kind == "threads" else 1) for kind, speed in speeds.items()}
     chosen = max(favoured, key=favoured.get)
     table = ", ".join(f"{name_of(kind)} {speed:.0f}" for kind, speed in speeds.items())
     print(f"  workers={chosen}: images/s ready without a step: {table}")

@@ -87,6 +87,24 @@ def test_a_reduced_decode_leaves_at_least_the_side(monkeypatch):
         assert side <= shorter[-1] < 2 * side or shorter[-1] == 32
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_cut_anywhere_is_refused_at_a_reduced_scale_as_at_the_whole(progressive):
+    def outcome(decode, *given) -> str:
+        try:
+            decode(*given)
+        except BadImage as problem:
+            return str(problem)
+        return "decoded"
+
+    data = to_file(photo(256, 384), progressive=progressive)
+    found = [
+        [outcome(decode_image, data[:end]), *(outcome(decode_reduced, data[:end], side) for side in (128, 64, 32))]
+        for end in [*range(0, len(data), len(data) // 50), len(data) - 3, len(data)]
+    ]
+    assert all(len(set(outcomes)) == 1 for outcomes in found)
+    assert {outcomes[0] == "decoded" for outcomes in found} == {True, False}
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.binary(max_size=60), st.sampled_from(sorted(FORMATS)))
 def test_what_is_no_image_has_the_reason_that_it_always_has(tmp_path_factory, data, name):

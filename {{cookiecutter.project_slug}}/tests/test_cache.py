@@ -153,7 +153,7 @@ def test_a_cache_that_is_mostly_garbage_starts_anew(tmp_path):
 
 
 @pytest.mark.parametrize("after", [0, 1])
-def test_what_was_finished_before_a_stop_is_kept(paths, tmp_path, made, after):
+def test_what_was_finished_before_a_stop_is_kept(paths, tmp_path, made, after, capsys):
     calls = []
 
     def stop_later():
@@ -168,6 +168,7 @@ def test_what_was_finished_before_a_stop_is_kept(paths, tmp_path, made, after):
     made.clear()
     assert_right(reader_of(tmp_path / "cache", RAW, paths), RAW, paths)
     assert len(made) == 40 - kept
+    assert capsys.readouterr().err == ""  # nothing was found damaged
 
 
 def test_a_second_process_waits_and_makes_nothing(paths, tmp_path, made, capsys):
@@ -269,6 +270,17 @@ def test_a_file_that_is_cut_short_is_named_when_it_is_opened(sources, tmp_path, 
     os.truncate(data_path_of(folder), data_path_of(folder).stat().st_size - 1)
     look_up(folder, RAW, sources)
     assert "pixels.bin: cut short: 1 images are made again" in capsys.readouterr().err
+
+
+def test_a_line_that_a_kill_cut_short_costs_its_own_image_only(sources, tmp_path, made, capsys):
+    index_path = index_path_of(tmp_path / "cache")
+    reader_of(tmp_path / "cache", RAW, sources)
+    os.truncate(index_path, index_path.stat().st_size - 5)
+    made.clear()
+    for _ in range(2):
+        assert_right(reader_of(tmp_path / "cache", RAW, sources), RAW, sources)
+        assert len(made) == 1
+    assert capsys.readouterr().err == ""  # a kill is no damage
 
 
 def test_a_checksum_is_asked_for_once_in_a_process(sources, tmp_path, monkeypatch):

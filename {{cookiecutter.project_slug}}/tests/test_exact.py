@@ -1,5 +1,7 @@
 """The fast forms give what albumentations gives, bit for bit."""
 
+import threading
+
 import cv2
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kfold.data.augment import AUGMENTS, Augmentation, apply, eval_transform, train_transform
-from kfold.data.exact import FORMS, apply_into
+from kfold.data.exact import FORMS, apply_into, own_copy
 from kfold.data.reduce import interpolation_for
 
 AUGMENTATIONS = st.builds(
@@ -49,6 +51,16 @@ def test_any_augmentation_of_any_image_is_bit_for_bit_that_of_albumentations(aug
 def test_evaluation_is_bit_for_bit_that_of_albumentations(shape, center_crop):
     found, expected = both(eval_transform(32, center_crop), image_of(*shape), 32, 0)
     assert np.array_equal(found, expected)
+
+
+def test_threads_share_no_generator():
+    shared, found = train_transform(Augmentation("heavy"), 32).transforms[1], []
+    for _ in range(2):
+        thread = threading.Thread(target=lambda: found.append(own_copy(shared)))
+        thread.start()
+        thread.join()
+    assert len({id(part) for part in (*found, own_copy(shared), shared)}) == 4
+    assert own_copy(shared) is own_copy(shared)
 
 
 def test_the_light_preset_with_every_flip_has_a_fast_form_for_each_step():

@@ -57,6 +57,13 @@ def test_images_that_are_not_larger_keep_their_very_pixels(tmp_path, name, kind,
     assert read_by(Rule(39, name), path).shape[0] == 39
 
 
+def test_reduced_images_of_jpeg_have_the_colours_of_raw_ones(tmp_path):
+    path = tmp_path / "image"
+    path.write_bytes(to_file(photo(200, 300), "PNG"))
+    raw, jpeg = (read_by(Rule(64, name), path).astype(int) for name in ("raw", "jpeg"))
+    assert 0 < np.abs(raw - jpeg).mean() < 3
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("orientation", range(1, 9))

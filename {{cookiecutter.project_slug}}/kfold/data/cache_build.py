@@ -18,13 +18,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from kfold.data.cache_index import Entry, append_entries, header_of, is_current, read_index, stamp_of
+from kfold.data.cache_index import Entry, append_entries, header_of, is_current, read_index, stamp_of, to_line
 from kfold.data.header import claimed_size
 from kfold.data.images import BadImage, image_kind, open_without_waiting, read_bytes
 from kfold.data.reduce import FORMATS, Rule
 from kfold.data.scan import num_cores
 from kfold.errors import UserError
-from kfold.files import sync
+from kfold.files import atomic_write, sync
 
 PART = 16  # images that a thread makes before they are listed in the index
 HEAD = 65_536  # bytes of a file that mostly tell its size
@@ -63,21 +63,20 @@ def fill(folder: Path, rule: Rule, paths: Sequence[str], title: str, check: Chec
     if not lacking:
         return found
     try:
-        with waiting_lock(folder, check):
+        with waiting_lock(folder / ".lock", check):
+            start_files(folder, rule)
             found, lacking = look_up(folder, rule, paths)  # another process may just have made it
-            if lacking:
-                start_files(folder, rule)
-                found.update(make(folder, rule, lacking, title, check))
+            found.update(make(folder, rule, lacking, title, check))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}): free space, or cache=off") from error
     return found
 
 
 @contextmanager
-def waiting_lock(folder: Path, check: Check) -> Iterator[None]:
-    """Keep other processes out of a folder, after waiting for the one that is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+def waiting_lock(path: Path, check: Check) -> Iterator[None]:
+    """Keep other processes out, after waiting for the one that is in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
     is_told = False
     while True:
         try:
@@ -85,7 +84,7 @@ def waiting_lock(folder: Path, check: Check) -> Iterator[None]:
             break
         except Timeout:
             if not is_told:
-                print(f"{folder}: another process makes the cache: waiting for it", file=sys.stderr)
+                print(f"{path.parent}: another process is at work there: waiting for it", file=sys.stderr)
             is_told = True
             check()
     try:
@@ -99,12 +98,10 @@ def start_files(folder: Path, rule: Rule) -> None:
     index_path, data_path = index_path_of(folder), data_path_of(folder)
     entries = read_index(index_path, data_path, rule)
     used = sum(entry.num_bytes for entry in entries.values() if is_current(entry, stamp_of(entry.path)))
-    there = max(stamp_of(str(data_path))[0], 0)
-    if entries and there - used <= MOST_GARBAGE * there:
-        with index_path.open("ab+") as index:  # a line that was cut short must not swallow the next one
-            index.seek(-1, os.SEEK_END)
-            if index.read(1) != b"\n":
-                index.write(b"\n")
+    end = max((entry.offset + entry.num_bytes for entry in entries.values()), default=0)
+    if entries and end - used <= MOST_GARBAGE * end:
+        # Without damaged lines: the last one, cut short, would swallow the next.
+        atomic_write(index_path, header_of(rule) + b"".join(to_line(entry) for entry in entries.values()))
         return
     for path in (index_path, data_path):  # processes that read the old ones keep them until they end
         path.unlink(missing_ok=True)

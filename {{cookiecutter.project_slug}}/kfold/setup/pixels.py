@@ -32,14 +32,14 @@ def open_pixels(
     Without a run nothing is kept: a rehearsal. Raises UserError where a cache that is asked for cannot be made.
     """
     names = [str(Path(path).absolute()) for path in paths]
-    recorded = read_record(workspace, run) if run else None
-    if recorded is None and run:
-        with waiting_lock(workspace.run_dir(run), check):  # folds may start side by side
-            recorded = read_record(workspace, run)
-            if recorded is None:
-                recorded = choose_rule(workspace, config, names, times, check)
-                write_sealed(workspace.pixels_path(run), json.dumps(recorded._asdict()) + "\n")
-    rule = recorded or choose_rule(workspace, config, names, times, check)
+    if not run:
+        rule = choose_rule(workspace, config, names, times, check)
+    else:
+        with waiting_lock(workspace.run_dir(run) / ".pixels.lock", check):  # folds may start side by side
+            rule = read_record(workspace, run)
+            if rule is None:
+                rule = choose_rule(workspace, config, names, times, check)
+                write_sealed(workspace.pixels_path(run), json.dumps(rule._asdict()) + "\n")
     return with_cache(workspace, config, rule, names, times, check, print)
 
 

@@ -100,9 +100,7 @@ def to_numbers(value: Any) -> Any:
 def check_workers(value: Any) -> Any:
     is_number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_WORKERS
     if not is_number and value not in ("auto", "threads"):
-        raise ValueError(
-            f"workers: auto, threads, or a number of loader processes (0 to {MOST_WORKERS}), not {value!r}"
-        )
+        raise ValueError(f"workers: auto, threads, or 0 to {MOST_WORKERS} loader processes, not {value!r}")
     return value
 
 

@@ -44,6 +44,7 @@ class Job:
     numbers: list[int]  # trained folds
     manifests: dict[int, dict]
     done: dict[tuple[int, str, str], tuple[np.ndarray, float]] = field(default_factory=dict)
+    workers: dict[str, int | str] = field(default_factory=dict)  # by folder of images; measured once
 
     @property
     def rows(self) -> np.ndarray:
@@ -133,7 +134,9 @@ def predict_images(
     images = Images(paths, np.zeros((len(ids), 0)), transform, card.image_size, read=pixels.reader(paths))
     order = EpochOrder(len(ids), 2 * job.config.batch_size, False)
     title = f"{image_dir_name} {folder.name} {name.split('.')[0]} {view}"
-    loader = make_loader(images, order, workers_for(images, order, job.config.workers, device), device)
+    if image_dir_name not in job.workers:
+        job.workers[image_dir_name] = workers_for(images, order, job.config.workers, device)
+    loader = make_loader(images, order, job.workers[image_dir_name], device)
     logits = predict_logits(
         model.to(device),
         tqdm(read_batches(loader), title, len(loader), disable=None, leave=False),

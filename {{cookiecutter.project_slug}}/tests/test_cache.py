@@ -140,16 +140,17 @@ def test_a_file_of_the_same_size_and_a_new_time_is_made_again(paths, tmp_path):
         assert reader_of(tmp_path / "cache", RAW, [path])(0).max() == level
 
 
-def test_a_cache_that_is_mostly_garbage_starts_anew(tmp_path):
-    folder, images = tmp_path / "cache", tmp_path / "images"
-    for first in range(4):  # the same names, other pixels
-        paths = [path.replace(f"{first + 7}.png", "x.png") for path in write_images(images, 8, first)]
-        for number in range(8):
-            os.replace(images / f"{first + number}.png", images / f"x{number}.png")
-        paths = [str(images / f"x{number}.png") for number in range(8)]
+def test_a_cache_that_is_mostly_garbage_starts_anew(tmp_path, capsys):
+    folder, kept = tmp_path / "cache", write_images(tmp_path / "kept", 3)
+    for first in range(7):
+        changed = [tmp_path / f"{number}.png" for number in range(8)]
+        for path, target in zip(write_images(tmp_path / "images", 8, 10 * first), changed, strict=True):
+            os.replace(path, target)
+        paths = [*kept, *map(str, changed)]
         assert_right(reader_of(folder, RAW, paths), RAW, paths)
         used = sum(entry.num_bytes for entry in look_up(folder, RAW, paths)[0].values())
         assert data_path_of(folder).stat().st_size <= 3.5 * used
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("after", [0, 1])

@@ -214,6 +214,14 @@ def test_an_unknown_override_names_its_nearest_neighbour(write):
     assert "overrides: unknown key 'epoch': did you mean epochs?" in problem
 
 
+@pytest.mark.parametrize("value", ["-1", "65", "true", "2.0", "two", "[2]", '""'])
+def test_workers_are_threads_or_a_number_of_processes(write, value):
+    (problem,) = problems_of(load_config, write(""), [f"workers={value}"])
+    assert "workers: auto, threads, or 0 to 64 loader processes, not " in problem
+    for wish in ("auto", "threads", "0", "64"):
+        assert str(load_config(write(""), [f"workers={wish}"]).workers) == wish
+
+
 # To a file and back
 
 # PyYAML writes U+0085, U+2028 and U+2029 as line breaks, which do not come back. The template refuses them in answers.

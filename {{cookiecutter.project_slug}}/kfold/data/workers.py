@@ -58,9 +58,9 @@ def workers_for(
     if wish != "auto":
         return wish
     cores, has_threads = num_cores(), not draws_globally(images.transform)
-    here = time_here(images, order)
-    if cores == 1:
+    if cores == 1 or not len(order):
         return 0
+    here = time_here(images, order)
     if here * len(order) < LITTLE:
         return "threads" if has_threads and device.type == "cuda" else 0
     speeds: dict[int | str, float] = {0: order.batch_size / here}

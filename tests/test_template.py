@@ -15,7 +15,7 @@ TINY_EXPERIMENT = """backbone: test_resnet
 pretrained: false
 image_size: 32
 epochs: 1
-num_workers: 0
+workers: 0
 """
 
 
@@ -90,7 +90,7 @@ def test_the_demo_of_each_task_starts_with_its_answers(bake, task):
     for command in (
         ["demo_data.py"],
         ["make_folds.py"],
-        ["train.py", "--fold", "0", "--limit", "60", "backbone=test_resnet", "epochs=1", "num_workers=0"],
+        ["train.py", "--fold", "0", "--limit", "60", "backbone=test_resnet", "epochs=1", "workers=0"],
     ):
         result = run(sys.executable, *command, folder=project)
         assert result.returncode == 0, result.stdout + result.stderr

@@ -48,7 +48,8 @@ from kfold.setup.batches import make_batches
 from kfold.setup.cleaning import drop_doubtful
 from kfold.setup.network import refuse_unfit_model
 from kfold.setup.objective import make_loss, make_objective
-from kfold.setup.rows import gather_rows
+from kfold.setup.pixels import open_pixels
+from kfold.setup.rows import all_paths, gather_rows
 from kfold.setup.start import make_training
 from kfold.setup.terms import load_teachers, make_terms
 from kfold.setup.training import make_recipe, make_saver
@@ -193,12 +194,13 @@ def train_fold(
     truth = targets.values[valid]
     rows = gather_rows(workspace, run, number, facts, config, folds, targets)
     rows = drop_doubtful(workspace, run, number, facts, config, folds, targets, rows, device, precision, stop)
-    train_batches, valid_batches = make_batches(rows, facts.task, config, number, device)
     print(
         f"run {run}, {fold_name(number)}: {config.backbone} at {config.image_size} px, {rows.num_real} rows to train"
         + (f" and {len(rows.train_paths) - rows.num_real} pseudo-labelled ones" if config.pseudo_from else "")
         + f", {valid.sum()} to validate, {device.type}, {str(precision.dtype)[6:]} ({precision.reason})"
     )
+    pixels = open_pixels(workspace, config, all_paths(rows), config.epochs, stop.check, run)
+    train_batches, valid_batches = make_batches(rows, facts.task, config, number, device, pixels, stop.check)
     training, card = make_training(rows, targets.names, facts.task, config, number, device, precision)
     teachers = load_teachers(workspace, config.distill_from, number, folds.stamp)
     recipe = make_recipe(config, number)
@@ -207,12 +209,14 @@ def train_fold(
     num_moments, folder = NUM_MOMENTS[config.optimizer], workspace.fold_dir(run, number)
     needed = bytes_needed(training.model, num_moments, training.averages, len(ends), folds_left, folder)
     print(f"  forecast: {refuse_full_disk(folder, needed)}")
-    saver = make_saver(workspace, run, number, training, config, folds.stamp, rows, teachers, device, precision, stop)
+    saver = make_saver(
+        workspace, run, number, training, config, folds.stamp, rows, pixels, teachers, device, precision, stop
+    )
     if resumed := saver.restore():
         print(f"  {resumed}")
     order: EpochOrder = train_batches.batch_sampler
     first_step, num_steps = order.steps_before(training.epoch, training.batch), order.steps_before(config.epochs)
-    terms = make_terms(training, teachers, rows, card, config, number, device, precision, order, first_step)
+    terms = make_terms(training, teachers, rows, card, config, number, device, precision, order, first_step, pixels)
     objective = make_objective(config, facts.task, terms, bool(teachers), rows)
     forecast = TimeForecast(
         num_steps,

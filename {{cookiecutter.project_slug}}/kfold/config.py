@@ -27,11 +27,16 @@ LOSS_NAMES = (
     "smooth_l1",
 )  # fmt: skip
 NOT_TRAINED = (
-    "num_workers",
+    "cache",
+    "cache_folder",
+    "workers",
     "save_minutes",
     "save_batches",
     "tta",
 )  # settings that may change without changing a run's weights
+
+
+MOST_WORKERS = 64
 
 
 class Competition(Settings):
@@ -96,6 +101,13 @@ def to_numbers(value: Any) -> Any:
     return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def check_workers(value: Any) -> Any:
+    is_number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_WORKERS
+    if not is_number and value not in ("auto", "threads"):
+        raise ValueError(f"workers: auto, threads, or 0 to {MOST_WORKERS} loader processes, not {value!r}")
+    return value
+
+
 Names = (BeforeValidator(to_names), Field(strict=False))
 Numbers = (BeforeValidator(to_numbers), Field(strict=False))
 Runs = Annotated[tuple[str, ...], *Names]  # names of runs
@@ -104,6 +116,7 @@ Losses = Annotated[tuple[Literal[LOSS_NAMES], ...], *Names, Field(min_length=1)]
 Size = Annotated[int, Field(ge=8, le=4096)]  # pixels
 Epoch = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+Workers = Annotated[int | Literal["auto", "threads"], BeforeValidator(check_workers)]
 
 
 class Config(Settings):
@@ -244,7 +257,9 @@ class Config(Settings):
     # Machine
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: by device, reason printed
     deterministic: bool = True  # on a GPU: the same bytes from the same settings, at some cost in speed
-    num_workers: int = Field(2, ge=0, le=64)  # loader processes; changes speed only, never a batch
+    cache: Literal["auto", "raw", "jpeg", "off"] = "auto"  # decoded images on the disk; what a run began with stays
+    cache_folder: str = Field("", max_length=1000, pattern=r"^[^\x00]*$")  # for these; empty: cache/
+    workers: Workers = "auto"  # threads, or 0 to 64 loader processes; changes speed only, never a batch
     save_minutes: float = Field(10.0, gt=0)  # between two saves of the state, and one at each epoch's end
     save_batches: int = Field(0, ge=0)  # also after so many batches; 0: by time alone
 

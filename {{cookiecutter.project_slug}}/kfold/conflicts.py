@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kfold.config import Config
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # also what Kaggle's data sets keep of a file name
+POLICIES = ("autoaugment", "randaugment", "trivialaugment")  # of torchvision
 BATCH_LOSSES = ("lovasz", "soft_fbeta")  # of a column of the batch, not of a row
 
 CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
@@ -83,6 +84,15 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
     (
         lambda c: c.plain_epochs >= c.epochs,
         "plain_epochs={plain_epochs} must be fewer than epochs={epochs}",
+    ),
+    (
+        lambda c: c.workers == "threads" and c.augment in POLICIES,
+        "workers=threads with augment={augment}: it draws from the one generator that the step uses, too: "
+        "workers=auto, or a number of processes",
+    ),
+    (
+        lambda c: c.cache == "off" and bool(c.cache_folder),
+        "cache_folder={cache_folder} with cache=off: nothing is kept there: drop one of them",
     ),
     # Heads and losses
     (

@@ -14,6 +14,7 @@ from kfold.data.folds import Folds
 from kfold.data.images import image_paths
 from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
 from kfold.data.targets import Targets
+from kfold.data.workers import workers_for
 from kfold.ensemble.blend import hill_climb
 from kfold.ensemble.choice import Candidate
 from kfold.ensemble.nested import nested_predictions
@@ -22,6 +23,7 @@ from kfold.ensemble.tta import make_views
 from kfold.errors import UserError
 from kfold.metrics import Metric
 from kfold.model.weights import load_model
+from kfold.setup.pixels import recorded_pixels
 from kfold.training.precision import choose_device, choose_precision
 from kfold.training.predicting import predict_logits, to_target_units
 
@@ -42,6 +44,7 @@ class Job:
     numbers: list[int]  # trained folds
     manifests: dict[int, dict]
     done: dict[tuple[int, str, str], tuple[np.ndarray, float]] = field(default_factory=dict)
+    workers: dict[str, int | str] = field(default_factory=dict)  # by folder of images; measured once
 
     @property
     def rows(self) -> np.ndarray:
@@ -125,10 +128,15 @@ def predict_images(
     if refused and unreadable is None:
         raise UserError(list(refused.values()))
     transform = eval_transform(card.image_size, card.center_crop)
-    images = Images(paths, np.zeros((len(ids), 0)), transform, card.image_size)
+    # Held-out rows lie in the cache that training made; one for test images pays when several models read them.
+    times = len(job.numbers) if unreadable is not None else 1
+    pixels = recorded_pixels(job.workspace, job.run, job.config, paths, times, lambda: None)
+    images = Images(paths, np.zeros((len(ids), 0)), transform, card.image_size, read=pixels.reader(paths))
     order = EpochOrder(len(ids), 2 * job.config.batch_size, False)
     title = f"{image_dir_name} {folder.name} {name.split('.')[0]} {view}"
-    loader = make_loader(images, order, job.config.num_workers, device)
+    if image_dir_name not in job.workers:
+        job.workers[image_dir_name] = workers_for(images, order, job.config.workers, device)
+    loader = make_loader(images, order, job.workers[image_dir_name], device)
     logits = predict_logits(
         model.to(device),
         tqdm(read_batches(loader), title, len(loader), disable=None, leave=False),

@@ -200,7 +200,7 @@ def plan(root: Path, switches: list[str], base: list[str] = (), stamp: str = "fo
 
 def test_every_mistake_of_every_switch_is_named_at_once(settings):
     switches = [
-        "lr=0.01", "lr=0.003", "num_workers=1", "epoch=3", "seed=5", "limit=50", "lr=0.01", "focal_gamma=3", "loss",
+        "lr=0.01", "lr=0.003", "workers=1", "epoch=3", "seed=5", "limit=50", "lr=0.01", "focal_gamma=3", "loss",
         "triplet_weight=1 mixing=mixup", "backbone=resnet81", "pseudo_from=teacher",
     ]  # fmt: skip
     with pytest.raises(UserError) as error:
@@ -208,7 +208,7 @@ def test_every_mistake_of_every_switch_is_named_at_once(settings):
     problems = error.value.problems
     for switch, text in [
         ("lr=0.003", "changes nothing, the baseline has it"),
-        ("num_workers=1", "changes nothing that is trained"),
+        ("workers=1", "changes nothing that is trained"),
         ("epoch=3", "did you mean epochs?"),
         ("seed=5", "--seeds"),
         ("limit=50", "--base limit=50"),
@@ -237,7 +237,7 @@ def test_a_switch_takes_several_words_and_wins_over_the_base(settings):
 def test_names_of_trainings_follow_settings_and_folds_alone(settings):
     names = {
         variant.run(1)
-        for base, stamp in (([], "folds"), (["num_workers=3"], "folds"), ([], "others"))
+        for base, stamp in (([], "folds"), (["workers=3"], "folds"), ([], "others"))
         for variant in plan(settings, ["lr=0.01"], base, stamp)
     }
     assert len(names) == 4  # two variants on two foldings; loader processes change nothing

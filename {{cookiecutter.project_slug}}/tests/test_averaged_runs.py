@@ -72,7 +72,7 @@ def test_swa_is_the_mean_of_its_epochs_with_statistics_of_its_own(trained):
 
 
 def test_training_twice_gives_the_same_bytes_of_every_kind(trained, tmp_path):
-    root = prepare(tmp_path, "multiclass", 150, 40, **{**EVERYTHING, "num_workers": 2})
+    root = prepare(tmp_path, "multiclass", 150, 40, **{**EVERYTHING, "workers": 2})
     train.main(fold="1", root=root)
     for kind in KINDS:
         again, first = (Workspace(folder).weights_path("baseline", 1, kind) for folder in (root, trained))

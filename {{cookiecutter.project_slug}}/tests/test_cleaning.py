@@ -92,7 +92,7 @@ def test_on_random_labels_own_models_leave_chance_and_out_of_fold_predictions_wo
 
 # The stage
 
-WORDS = ["clean_labels=0.1", "clean_labels_from=teacher", "epochs=2", "num_workers=0"]
+WORDS = ["clean_labels=0.1", "clean_labels_from=teacher", "epochs=2", "workers=0"]
 
 
 @pytest.fixture(scope="module")

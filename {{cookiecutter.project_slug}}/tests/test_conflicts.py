@@ -73,6 +73,8 @@ CASES = {  # words that contradict each other, and what the line must say; witho
     "early_stopping=2 progressive=[64,128]": "early_stopping with progressive",
     "pseudo_from=a early_stopping=2": "early_stopping with pseudo_from: a round",
     "min_lr=1e-4 scale_lr=true": "min_lr=0.0001 is above lr=0.0003 x batch_size=32 / 256",
+    "augment=randaugment workers=threads": "draws from the one generator that the step uses",
+    "cache_folder=/disk cache=off": "nothing is kept there",
     "swa_from_epoch=11": "comes after the last epoch",
     "select=ema": "select=ema needs ema_decay",
     "select=swa": "select=swa needs swa_from_epoch",

@@ -89,7 +89,7 @@ def paths(tmp_path_factory):
 
 def pairs_of(paths, first_step=0, **settings):
     """Of a training of 3 epochs of 5 batches, whereas the images make epochs of 3 batches."""
-    values = {"augment": "none", "hflip": False, "cutout": 0.5, "image_size": 16, "batch_size": 2, "num_workers": 0}
+    values = {"augment": "none", "hflip": False, "cutout": 0.5, "image_size": 16, "batch_size": 2, "workers": 0}
     config = Config(epochs=3, ema_decay=0.9, consistency_weight=1.0, **{**values, **settings})
     return make_pairs(paths, config, 0, CPU, EpochOrder(10, 2, True), first_step)
 

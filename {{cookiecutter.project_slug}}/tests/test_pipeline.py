@@ -46,7 +46,7 @@ def write_settings(root: Path, task: str, **config) -> None:
         "hflip": False,
         "epochs": 6,
         "lr": 0.003,
-        "num_workers": 0,
+        "workers": 0,
         **config,
     }
     (root / "configs" / "baseline.yaml").write_text(json.dumps(values))
@@ -198,7 +198,7 @@ def shuffle_predictions(workspace: Workspace) -> None:
 
 
 def test_training_twice_gives_the_same_bytes(trained, tmp_path):
-    root = prepare(tmp_path, "multiclass", 150, 40, epochs=2, num_workers=2)
+    root = prepare(tmp_path, "multiclass", 150, 40, epochs=2, workers=2)
     train.main(fold="1", root=root)
     for name in ("last.safetensors", "best.safetensors"):
         again, first = (folder / "runs" / "baseline" / "fold1" / name for folder in (root, trained))

@@ -160,7 +160,7 @@ def test_what_makes_no_sense_with_it_is_refused(root, monkeypatch, capsys):
                 "accumulate=2",
                 "mixing=[mixup,cutmix]",
                 "precision=bfloat16",
-                "num_workers=1",
+                "workers=1",
             ],
             REHEARSALS,
         ),

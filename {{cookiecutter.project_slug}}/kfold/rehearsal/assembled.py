@@ -16,7 +16,8 @@ from kfold.model.weights import ModelCard
 from kfold.seeds import seed_of
 from kfold.setup.batches import make_batches
 from kfold.setup.objective import make_objective
-from kfold.setup.rows import TrainingRows, gather_rows
+from kfold.setup.pixels import open_pixels
+from kfold.setup.rows import TrainingRows, all_paths, gather_rows
 from kfold.setup.start import make_training
 from kfold.setup.terms import load_teachers, make_terms
 from kfold.setup.training import make_recipe
@@ -93,11 +94,13 @@ def assemble(chosen: ChosenFold, config: Config, num_batches: int = 0) -> Assemb
     precision = choose_precision(config.precision, device)
     rows = gather_rows(workspace, chosen.run, number, chosen.facts, config, chosen.folds, chosen.targets)
     times = -(-num_batches * config.batch_size // len(rows.train_paths)) or 1
-    train_batches, _ = make_batches(repeated(rows, times), task, config, number, device)
+    check = chosen.stop.check
+    pixels = open_pixels(workspace, config, all_paths(rows), 1, check)  # read once: auto makes no cache, but uses one
+    train_batches, _ = make_batches(repeated(rows, times), task, config, number, device, pixels, check)
     training, card = make_training(rows, chosen.targets.names, task, config, number, device, precision)
     teachers = load_teachers(workspace, config.distill_from, number, chosen.folds.stamp)
     order = train_batches.batch_sampler
-    terms = make_terms(training, teachers, rows, card, config, number, device, precision, order, 0)
+    terms = make_terms(training, teachers, rows, card, config, number, device, precision, order, 0, pixels)
     objective = make_objective(config, task, terms, bool(teachers), rows)
     fold = AssembledFold(training, card, objective, train_batches, rows, make_recipe(config, number), device, precision)
     fold.start_training()

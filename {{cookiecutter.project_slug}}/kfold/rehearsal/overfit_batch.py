@@ -29,7 +29,8 @@ PLAIN = {
     "plain_epochs": 0, "drop_rate": 0.0, "drop_path_rate": 0.0, "multi_sample_dropout": 0, "label_smoothing": 0.0,
     "flooding": 0.0, "ohem_share": 1.0, "triplet_weight": 0.0, "center_weight": 0.0, "l1_penalty": 0.0,
     "weight_decay": 0.0, "freeze_epochs": 0, "clean_labels": 0.0, "clean_labels_from": (), "pseudo_from": (),
-    "distill_from": (), "consistency_weight": 0.0, "ema_decay": 0.0, "swa_from_epoch": 0, "num_workers": 0,
+    "distill_from": (), "consistency_weight": 0.0, "ema_decay": 0.0, "swa_from_epoch": 0, "workers": 0,
+    "cache": "off", "cache_folder": "",
 }  # fmt: skip
 
 

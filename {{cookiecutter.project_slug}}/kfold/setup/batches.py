@@ -1,5 +1,6 @@
 """Batches of a fold: which rows, at which size, with which augmentation, in which epoch."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -8,16 +9,27 @@ from torch.utils.data import DataLoader
 
 from kfold.config import Config
 from kfold.data.augment import Augmentation, eval_transform, train_transform, transform_of_epoch
-from kfold.data.loader import EpochOrder, Images, make_loader, mixed_rows
+from kfold.data.cache import FILES, Pixels
+from kfold.data.loader import EpochOrder, Images, ThreadLoader, make_loader, mixed_rows
 from kfold.data.sampler import RowsOf, classes_of, resampled
 from kfold.data.sizes import SizeOf, drawn_sizes, growing_sizes
+from kfold.data.workers import workers_for
 from kfold.setup.rows import TrainingRows
 
 
 def make_batches(
-    rows: TrainingRows, task: str, config: Config, number: int, device: torch.device
-) -> tuple[DataLoader, DataLoader | None]:
-    """Augmented, shuffled batches of the training rows, and plain ones of the validation rows in order."""
+    rows: TrainingRows,
+    task: str,
+    config: Config,
+    number: int,
+    device: torch.device,
+    pixels: Pixels = FILES,
+    check: Callable[[], object] = lambda: None,
+) -> tuple[DataLoader | ThreadLoader, DataLoader | ThreadLoader | None]:
+    """Augmented, shuffled batches of the training rows, and plain ones of the validation rows in order.
+
+    check: raises when it is time to stop.
+    """
     augmentation, size, largest = make_augmentation(config), config.image_size, largest_size(config)
     train_images = Images(
         rows.train_paths,
@@ -28,16 +40,24 @@ def make_batches(
         number,
         rows.train_weights,
         partial(transform_of_epoch, augmentation, first_plain_epoch(config)),
+        pixels.reader(rows.train_paths),
     )
     rows_of = make_rows_of(config, rows.train_targets, rows.num_real, task, number)
     size_of = make_size_of(config, number)
     train_order = EpochOrder(len(train_images), config.batch_size, True, config.seed, number, rows_of, size_of)
-    train_batches = make_loader(train_images, train_order, config.num_workers, device)
+    workers = workers_for(train_images, train_order, config.workers, device, check)
+    train_batches = make_loader(train_images, train_order, workers, device)
     if not len(rows.valid_paths):
         return train_batches, None
-    valid_images = Images(rows.valid_paths, rows.valid_targets, eval_transform(size, config.center_crop), size)
+    valid_images = Images(
+        rows.valid_paths,
+        rows.valid_targets,
+        eval_transform(size, config.center_crop),
+        size,
+        read=pixels.reader(rows.valid_paths),
+    )
     valid_order = EpochOrder(len(valid_images), 2 * config.batch_size, False)
-    return train_batches, make_loader(valid_images, valid_order, config.num_workers, device)
+    return train_batches, make_loader(valid_images, valid_order, workers, device)
 
 
 def make_rows_of(config: Config, targets: np.ndarray, num_real: int, task: str, number: int) -> RowsOf:

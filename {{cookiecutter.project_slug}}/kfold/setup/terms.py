@@ -9,6 +9,7 @@ from torch import nn
 from kfold import artifacts
 from kfold.artifacts import Workspace
 from kfold.config import Config
+from kfold.data.cache import FILES, Pixels
 from kfold.data.loader import EpochOrder
 from kfold.ensemble.pseudo_files import refuse_unsafe_teacher
 from kfold.errors import UserError
@@ -64,6 +65,7 @@ def make_terms(
     precision: Precision,
     order: EpochOrder,
     first_step: int,
+    pixels: Pixels = FILES,
 ) -> list[Term]:
     """What joins the supervised loss, from the step on (from 0); order: of the training batches."""
     model, terms = training.model, make_loss_terms(config, training.model)
@@ -75,7 +77,7 @@ def make_terms(
         terms.append(distillation(models, card, loss, temperature, weight, device, precision))
     if config.consistency_weight:
         teacher = training.averages.ema.module
-        pairs = make_pairs(rows.unlabelled_paths, config, number, device, order, first_step)
+        pairs = make_pairs(rows.unlabelled_paths, config, number, device, order, first_step, pixels)
         weight, rampup_epochs = config.consistency_weight, config.consistency_rampup_epochs
         terms.append(consistency(model, teacher, pairs, card, weight, rampup_epochs, device, precision))
     return terms

@@ -51,6 +51,7 @@ from kfold.setup.cleaning import drop_doubtful
 from kfold.setup.network import make_card, make_model, refuse_unfit_model, with_input
 from kfold.setup.objective import make_loss, make_objective
 from kfold.setup.rows import gather_rows
+from kfold.setup.speed import Fold, choose_speed
 from kfold.setup.terms import load_teachers, make_terms
 from kfold.setup.training import make_averages, make_optimizer_of, make_recipe, make_saver
 from kfold.stopping import Stop, parse_seconds
@@ -60,6 +61,7 @@ from kfold.training.memory import is_full_memory
 from kfold.training.optimizers import NUM_MOMENTS
 from kfold.training.precision import choose_device, choose_precision, make_deterministic
 from kfold.training.schedules import cycle_ends
+from kfold.training.speed import start_with
 from kfold.training.state import EpochResult, Training
 
 ROOT = Path(__file__).resolve().parent
@@ -193,27 +195,34 @@ def train_fold(
     print(
         f"run {run}, {fold_name(number)}: {config.backbone} at {config.image_size} px, {rows.num_real} rows to train"
         + (f" and {len(rows.train_paths) - rows.num_real} pseudo-labelled ones" if config.pseudo_from else "")
-        + f", {valid.sum()} to validate, {device.type}, {str(precision.dtype)[6:]} ({precision.reason})"
+        + f", {valid.sum()} to validate, {device.type}"
     )
     known = rows.train_targets[: rows.num_real]
     model = make_model(config, facts.task, number, known).to(device)
     card = make_card(model, config, facts.task, targets.names, known)
     card = with_input(card, config, rows.train_paths[: rows.num_real])
-    optimizer = make_optimizer_of(model, config)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
-    training = Training(model, optimizer, scaler, make_averages(model, config), config.accumulate)
     teachers = load_teachers(workspace, number, config, folds.stamp)
+    order: EpochOrder = train_batches.batch_sampler
+    num_steps = order.steps_before(config.epochs)
+    speed, reason = choose_speed(
+        Fold(workspace, run, number, config, model, card, rows, teachers, num_steps, folds_left, device, stop)
+    )
+    print(f"  speed: {speed} ({reason})")
+    precision, compiled = speed.precision(reason), start_with(model, speed)
+    optimizer = make_optimizer_of(model, config, speed.fused)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
+    averages = make_averages(model, config)
+    training = Training(model, optimizer, scaler, averages, config.accumulate, compiled)
     recipe = make_recipe(config, number)
     ends = cycle_ends(config.epochs, config.num_cycles) if config.schedule == "cosine_cycles" else []
 
     num_moments, folder = NUM_MOMENTS[config.optimizer], workspace.fold_dir(run, number)
     needed = bytes_needed(model, num_moments, training.averages, len(ends), folds_left, folder)
     print(f"  forecast: {refuse_full_disk(folder, needed)}")
-    saver = make_saver(workspace, run, number, training, config, folds.stamp, rows, teachers, device, precision, stop)
+    saver = make_saver(workspace, run, number, training, config, folds.stamp, rows, teachers, device, speed, stop)
     if resumed := saver.restore():
         print(f"  {resumed}")
-    order: EpochOrder = train_batches.batch_sampler
-    first_step, num_steps = order.steps_before(training.epoch, training.batch), order.steps_before(config.epochs)
+    first_step = order.steps_before(training.epoch, training.batch)
     terms = make_terms(model, training.averages, teachers, rows, card, config, number, device, precision, first_step)
     objective = make_objective(config, facts.task, terms, bool(teachers), rows)
     forecast = TimeForecast(
@@ -256,16 +265,15 @@ def train_fold(
     facts_of_fold = {
         "task": facts.task,
         "device": device.type,
-        "precision": str(precision.dtype)[6:],
+        "precision": speed.dtype,
+        "speed": str(speed),
         "metric": metric.name,
         "length_from_validation": config.early_stopping > 0,
         "minutes": round(sum(result.seconds for result in training.log) / 60, 3),
         "images_per_second": round(float(np.median([result.images_per_second for result in training.log])), 1),
         "teachers": {name: teacher.weights_sha256 for name, teacher in teachers.items()},
     }
-    predict = partial(
-        predict_file, valid_batches=valid_batches, device=device, precision=precision, between_batches=stop.check
-    )
+    predict = partial(predict_file, valid_batches=valid_batches, device=device, speed=speed, between_batches=stop.check)
     has_skipped = bool(training.skipped_rows)
     write_results(workspace, run, number, config, folds, targets, kinds, has_skipped, predict, score, facts_of_fold)
     artifacts.delete_states(workspace, run, number)

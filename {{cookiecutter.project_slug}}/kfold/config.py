@@ -236,7 +236,8 @@ class Config(Settings):
     consistency_rampup_epochs: float = Field(2.0, ge=0)  # until the full weight
 
     # Machine
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: by device, reason printed
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: as speed says
+    speed: Literal["auto", "plain"] = "auto"  # auto: number format, layout and kernels are timed at start, once a run
     deterministic: bool = True  # on a GPU: the same bytes from the same settings, at some cost in speed
     num_workers: int = Field(2, ge=0, le=64)  # loader processes; changes speed only, never a batch
     save_minutes: float = Field(10.0, gt=0)  # between two saves of the state, and one at each epoch's end

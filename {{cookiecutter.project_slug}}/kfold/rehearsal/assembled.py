@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from kfold.artifacts import Workspace
 from kfold.config import Competition, Config
 from kfold.data.folds import Folds
-from kfold.data.loader import Batch, read_batches
+from kfold.data.loader import Batch, EpochOrder, read_batches
 from kfold.data.targets import Targets
 from kfold.model.weights import ModelCard
 from kfold.seeds import seed_of
@@ -18,14 +18,16 @@ from kfold.setup.batches import make_batches
 from kfold.setup.network import make_card, make_model, with_input
 from kfold.setup.objective import make_objective
 from kfold.setup.rows import TrainingRows, gather_rows
+from kfold.setup.speed import Fold, choose_speed_of_rehearsal
 from kfold.setup.terms import load_teachers, make_terms
 from kfold.setup.training import make_averages, make_optimizer_of, make_recipe
 from kfold.stopping import Stop
 from kfold.training.loop import Recipe, keep_frozen
 from kfold.training.objective import Objective
 from kfold.training.overfit import refuse_frozen
-from kfold.training.precision import Precision, choose_device, choose_precision, make_deterministic
+from kfold.training.precision import Precision, choose_device, make_deterministic
 from kfold.training.predicting import refuse_unreadable
+from kfold.training.speed import start_with
 from kfold.training.state import Training
 from kfold.training.step import Moment
 from kfold.training.trial import trial_step
@@ -91,7 +93,6 @@ def assemble(chosen: ChosenFold, config: Config, num_batches: int = 0) -> Assemb
     workspace, number, task = chosen.workspace, chosen.number, chosen.facts.task
     device = choose_device()
     make_deterministic(config.deterministic)
-    precision = choose_precision(config.precision, device)
     rows = gather_rows(workspace, chosen.run, number, chosen.facts, config, chosen.folds, chosen.targets)
     times = -(-num_batches * config.batch_size // len(rows.train_paths)) or 1
     train_batches, _ = make_batches(repeated(rows, times), task, config, number, device)
@@ -99,10 +100,19 @@ def assemble(chosen: ChosenFold, config: Config, num_batches: int = 0) -> Assemb
     model = make_model(config, task, number, values).to(device)
     refuse_frozen(model)  # PyTorch makes no optimizer of nothing
     card = with_input(make_card(model, config, task, names, values), config, rows.train_paths[: rows.num_real])
-    optimizer = make_optimizer_of(model, config)
+    teachers = load_teachers(workspace, number, config, chosen.folds.stamp)
+    order: EpochOrder = train_batches.batch_sampler
+    num_steps, num_folds = order.steps_before(config.epochs) // times, chosen.folds.num_folds
+    run, stop = chosen.run, chosen.stop
+    speed, reason = choose_speed_of_rehearsal(
+        Fold(workspace, run, number, config, model, card, rows, teachers, num_steps, num_folds, device, stop)
+    )
+    print(f"speed: {speed} ({reason})")
+    start_with(model, speed)
+    precision = speed.precision(reason)
+    optimizer = make_optimizer_of(model, config, speed.fused)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
     training = Training(model, optimizer, scaler, make_averages(model, config), config.accumulate)
-    teachers = load_teachers(workspace, number, config, chosen.folds.stamp)
     terms = make_terms(model, training.averages, teachers, rows, card, config, number, device, precision, 0)
     objective = make_objective(config, task, terms, bool(teachers), rows)
     fold = AssembledFold(training, card, objective, train_batches, rows, make_recipe(config, number), device, precision)

@@ -40,7 +40,7 @@ from kfold.training.state import Averages
 LEAST_SECONDS, LARGEST_SHARE = 20.0, 0.02  # of the forecast: what measuring may take
 SHORTEST = 30.0  # seconds of a training that is worth it
 SHARE_OF_SHORT = 0.2  # of the forecast of a short training, where 20 s would be more than they can save
-TURNS_NEEDED = 5  # of each way to compute: two to warm up, three that count
+TURNS_NEEDED = 8  # of each way to compute: to check it, to warm up, three that count, and as many to compare with
 
 
 @dataclass(frozen=True)

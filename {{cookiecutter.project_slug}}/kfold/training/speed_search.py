@@ -17,6 +17,7 @@ from kfold.training.speed import Speed
 MIN_ROUNDS, MAX_ROUNDS = 3, 7
 FAR_BEHIND = 1.3  # times the leader, in its fastest turn: noise of a shared machine is below that
 WORTH_A_SWITCH = 0.01  # within this share of the fastest, the one with fewer switches is taken
+SHARE_OF_SWITCHES = 0.4  # of the time; Adam in one kernel may save as much as a number format
 NO_TIME = "no time left to try it"
 LARGEST_GAIN = 3.0  # by compiling; 2 was measured on a CPU, more where a GPU waits for Python
 
@@ -68,7 +69,8 @@ def search(
 
     first: what `combinations` gives. switches: of the last stage. compile_estimate: seconds; infinite: never compile.
     """
-    trials = race(first, timer)
+    reserve = SHARE_OF_SWITCHES * timer.time_left() if switches else 0.0
+    trials = race(first, replace(timer, time_left=lambda: timer.time_left() - reserve))
     is_complete = all(trial.note != NO_TIME for trial in trials)
     for dtype in dict.fromkeys(speed.dtype for speed in first):
         of_dtype = [trial for trial in trials if trial.speed.dtype == dtype and trial.seconds is not None]

@@ -26,7 +26,7 @@ from kfold.config import Config
 from kfold.settings import build_settings
 from kfold.setup.network import make_card, make_model
 from kfold.setup.rows import TrainingRows
-from kfold.setup.speed import Fold, cpu_name, dtypes_of, make_batch, make_rig, measure
+from kfold.setup.speed_measure import Fold, cpu_name, dtypes_of, make_batch, make_rig, measure
 from kfold.stopping import Stop
 from kfold.training.depthwise import is_depthwise
 from kfold.training.freed_memory import can_keep_freed_memory

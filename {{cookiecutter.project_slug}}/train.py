@@ -51,7 +51,8 @@ from kfold.setup.cleaning import drop_doubtful
 from kfold.setup.network import make_card, make_model, refuse_unfit_model, with_input
 from kfold.setup.objective import make_loss, make_objective
 from kfold.setup.rows import gather_rows
-from kfold.setup.speed import Fold, choose_speed
+from kfold.setup.speed import choose_speed
+from kfold.setup.speed_measure import Fold
 from kfold.setup.terms import load_teachers, make_terms
 from kfold.setup.training import make_averages, make_optimizer_of, make_recipe, make_saver
 from kfold.stopping import Stop, parse_seconds

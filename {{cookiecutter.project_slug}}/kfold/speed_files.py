@@ -21,8 +21,6 @@ from kfold.training.speed import Speed, parse_speed
 from kfold.training.speed_search import Trial
 from kfold.training.state import read_state
 
-MUCH_LONGER = 2  # times the steps
-
 
 def read_choice(workspace: Workspace, run: str, kind: str, key: str = "") -> Speed | None:
     """What the run chose for a kind of device; None where it did not, or (with a key) for another model."""
@@ -35,11 +33,10 @@ def write_choice(workspace: Workspace, run: str, kind: str, key: str, speed: Spe
     write_entry(workspace.speed_path(run), kind, entry)
 
 
-def read_trials(workspace: Workspace, key: str, num_steps: int) -> list[Trial]:
-    """What was measured before, for a training that is not much longer; empty where nothing was."""
+def read_trials(workspace: Workspace, key: str) -> tuple[list[Trial], bool, int]:
+    """What was measured before (nothing: empty), and what `write_trials` was told of it."""
     entry = read_entries(workspace.speed_choices_path).get(key)
-    is_enough = entry and (entry["is_complete"] or num_steps <= MUCH_LONGER * entry["num_steps"])
-    return from_json(entry["trials"]) if is_enough else []
+    return (from_json(entry["trials"]), entry["is_complete"], entry["num_steps"]) if entry else ([], False, 0)
 
 
 def write_trials(workspace: Workspace, key: str, trials: Sequence[Trial], is_complete: bool, num_steps: int) -> None:

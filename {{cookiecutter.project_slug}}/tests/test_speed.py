@@ -25,7 +25,8 @@ from kfold.errors import Interrupted, UserError
 from kfold.model.build import build_model
 from kfold.model.weights import ModelCard
 from kfold.setup import speed as setup_speed
-from kfold.setup.speed import LARGEST_SHARE, LEAST_SECONDS, time_for
+from kfold.setup import speed_measure
+from kfold.setup.speed_measure import LARGEST_SHARE, LEAST_SECONDS, time_for
 from kfold.training import freed_memory
 from kfold.training.averaging import make_ema
 from kfold.training.losses import choose_loss
@@ -442,7 +443,8 @@ def speed_of(root: Path, run: str = "baseline", number: int = 0) -> str:
 
 def forget(root: Path, run: str) -> None:
     for path in (root / "runs" / "speed_choices.json", root / "runs" / run / "speed.json"):
-        path.write_text("no JSON")
+        text = path.read_text()
+        path.write_text(text.replace("depthwise_float32", "keep_memory") if "depthwise" in text else "no JSON")
 
 
 def test_in_pieces_it_ends_with_the_same_bytes_whatever_is_measured_meanwhile(root, measured, capsys):
@@ -497,7 +499,7 @@ def test_another_kind_of_device_gets_a_choice_of_its_own(root, measured, monkeyp
     measured[:] = [FORCED, Speed()]
     with pytest.raises(Interrupted):
         train.main(fold="0", root=root, stop=StopAfter(3))
-    monkeypatch.setattr(setup_speed, "cpu_name", lambda: "another CPU")
+    monkeypatch.setattr(speed_measure, "cpu_name", lambda: "another CPU")
     train.main(fold="1", root=root)
     assert speed_of(root, number=1) == "float32"
     entries = json.loads((root / "runs/baseline/speed.json").read_text())
@@ -508,7 +510,7 @@ def test_another_kind_of_device_gets_a_choice_of_its_own(root, measured, monkeyp
     with pytest.raises(Interrupted):
         train.main(fold="2", root=root, overrides=[], stop=StopAfter(3))
     capsys.readouterr()
-    monkeypatch.setattr(setup_speed, "cpu_name", lambda: "a third one")
+    monkeypatch.setattr(speed_measure, "cpu_name", lambda: "a third one")
     measured[:] = [Speed("bfloat16")]
     train.main(fold="2", root=root)
     assert "not byte for byte as without the interruption: " in (told := capsys.readouterr().out)
@@ -534,6 +536,17 @@ def test_settings_that_change_before_a_fold_is_done_bring_a_choice_of_their_own(
     assert speed_of(root) == "bfloat16"
 
 
+def test_a_much_longer_training_measures_again_what_had_no_time(root, measured, monkeypatch):
+    def measure(fold, is_complete=False):
+        return [Trial(Speed(), 1.0), Trial(measured.pop(0), 0.5)], is_complete
+
+    measured[:] = [FORCED, Speed("bfloat16"), Speed("bfloat16", fused=True)]
+    monkeypatch.setattr(setup_speed, "measure", measure)
+    for epochs, wanted in ((1, FORCED), (2, FORCED), (3, Speed("bfloat16"))):
+        train.main(fold="0", name=f"run{epochs}", overrides=[f"epochs={epochs}"], root=root)
+        assert speed_of(root, f"run{epochs}") == str(wanted)
+
+
 def test_what_was_measured_before_is_measured_again_where_it_is_not_sane(root, measured, monkeypatch, capsys):
     measured[:] = [FORCED, Speed()]
     train.main(fold="0", root=root)
@@ -541,7 +554,7 @@ def test_what_was_measured_before_is_measured_again_where_it_is_not_sane(root, m
     def check(bench, speed):
         raise Unfit("its loss is 7, float32's is 2")
 
-    monkeypatch.setattr(setup_speed.Bench, "check", check)
+    monkeypatch.setattr(speed_measure.Bench, "check", check)
     train.main(fold="0", name="other", root=root)
     assert speed_of(root, "other") == "float32"
     assert "measured before, does not do here: its loss is 7" in capsys.readouterr().out
@@ -556,8 +569,8 @@ def test_a_rehearsal_computes_as_the_run_does_and_changes_nothing_of_it(root, me
 
 
 def test_a_real_choice_is_measured_and_kept_within_what_precision_asks_for(root, monkeypatch, capsys):
-    monkeypatch.setattr(setup_speed, "SHORTEST", 0.0)
-    monkeypatch.setattr(setup_speed, "SHARE_OF_SHORT", 0.5)
+    monkeypatch.setattr(speed_measure, "SHORTEST", 0.0)
+    monkeypatch.setattr(speed_measure, "SHARE_OF_SHORT", 0.5)
     train.main(fold="0", root=root, overrides=["precision=bfloat16"])
     told = capsys.readouterr().out
     assert "timing steps on" in told

@@ -18,7 +18,8 @@ from kfold.setup.batches import make_batches
 from kfold.setup.network import make_card, make_model, with_input
 from kfold.setup.objective import make_objective
 from kfold.setup.rows import TrainingRows, gather_rows
-from kfold.setup.speed import Fold, choose_speed_of_rehearsal
+from kfold.setup.speed import choose_speed_of_rehearsal
+from kfold.setup.speed_measure import Fold
 from kfold.setup.terms import load_teachers, make_terms
 from kfold.setup.training import make_averages, make_optimizer_of, make_recipe
 from kfold.stopping import Stop

@@ -50,7 +50,9 @@ from kfold.setup.network import refuse_unfit_model
 from kfold.setup.objective import make_loss, make_objective
 from kfold.setup.pixels import open_pixels
 from kfold.setup.rows import all_paths, gather_rows
-from kfold.setup.start import make_training
+from kfold.setup.speed import choose_speed
+from kfold.setup.speed_measure import Fold
+from kfold.setup.start import make_network, make_training
 from kfold.setup.terms import load_teachers, make_terms
 from kfold.setup.training import make_recipe, make_saver
 from kfold.stopping import Stop, parse_seconds
@@ -197,26 +199,34 @@ def train_fold(
     print(
         f"run {run}, {fold_name(number)}: {config.backbone} at {config.image_size} px, {rows.num_real} rows to train"
         + (f" and {len(rows.train_paths) - rows.num_real} pseudo-labelled ones" if config.pseudo_from else "")
-        + f", {valid.sum()} to validate, {device.type}, {str(precision.dtype)[6:]} ({precision.reason})"
+        + f", {valid.sum()} to validate, {device.type}"
     )
     pixels = open_pixels(workspace, config, all_paths(rows), config.epochs, stop.check, run)
     train_batches, valid_batches = make_batches(rows, facts.task, config, number, device, pixels, stop.check)
-    training, card = make_training(rows, targets.names, facts.task, config, number, device, precision)
+    model, card = make_network(rows, targets.names, facts.task, config, number, device)
     teachers = load_teachers(workspace, config.distill_from, number, folds.stamp)
+    order: EpochOrder = train_batches.batch_sampler
+    num_steps = order.steps_before(config.epochs)
+    speed, reason = choose_speed(
+        Fold(workspace, run, number, config, model, card, rows, teachers, num_steps, folds_left, device, stop)
+    )
+    print(f"  speed: {speed} ({reason})")
+    training, precision = make_training(model, config, speed, device), speed.precision(reason)
     recipe = make_recipe(config, number)
     ends = cycle_ends(config.epochs, config.num_cycles) if config.schedule == "cosine_cycles" else []
 
     num_moments, folder = NUM_MOMENTS[config.optimizer], workspace.fold_dir(run, number)
-    needed = bytes_needed(training.model, num_moments, training.averages, len(ends), folds_left, folder)
+    needed = bytes_needed(model, num_moments, training.averages, len(ends), folds_left, folder)
     print(f"  forecast: {refuse_full_disk(folder, needed)}")
     saver = make_saver(
-        workspace, run, number, training, config, folds.stamp, rows, pixels, teachers, device, precision, stop
+        workspace, run, number, training, config, folds.stamp, rows, pixels, teachers, device, speed, stop
     )
     if resumed := saver.restore():
         print(f"  {resumed}")
-    order: EpochOrder = train_batches.batch_sampler
-    first_step, num_steps = order.steps_before(training.epoch, training.batch), order.steps_before(config.epochs)
-    terms = make_terms(training, teachers, rows, card, config, number, device, precision, order, first_step, pixels)
+    first_step, averages = order.steps_before(training.epoch, training.batch), training.averages
+    terms = make_terms(
+        model, averages, teachers, rows, card, config, number, device, precision, order, first_step, pixels
+    )
     objective = make_objective(config, facts.task, terms, bool(teachers), rows)
     forecast = TimeForecast(
         num_steps,
@@ -258,16 +268,15 @@ def train_fold(
     facts_of_fold = {
         "task": facts.task,
         "device": device.type,
-        "precision": str(precision.dtype)[6:],
+        "precision": speed.dtype,
+        "speed": str(speed),
         "metric": metric.name,
         "length_from_validation": config.early_stopping > 0,
         "minutes": round(sum(result.seconds for result in training.log) / 60, 3),
         "images_per_second": round(float(np.median([result.images_per_second for result in training.log])), 1),
         "teachers": {name: teacher.weights_sha256 for name, teacher in teachers.items()},
     }
-    predict = partial(
-        predict_file, valid_batches=valid_batches, device=device, precision=precision, between_batches=stop.check
-    )
+    predict = partial(predict_file, valid_batches=valid_batches, device=device, speed=speed, between_batches=stop.check)
     has_skipped = bool(training.skipped_rows)
     write_results(workspace, run, number, config, folds, targets, kinds, has_skipped, predict, score, facts_of_fold)
     artifacts.delete_states(workspace, run, number)

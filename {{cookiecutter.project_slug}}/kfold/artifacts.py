@@ -142,6 +142,15 @@ class Workspace:
         """rows: oof or test."""
         return self.fold_dir(run, fold) / f"{rows}.parquet"
 
+    def speed_path(self, run: str) -> Path:
+        """How its training steps are computed, on each kind of device; made by the first fold that trains."""
+        return self.run_dir(run) / "speed.json"
+
+    @property
+    def speed_choices_path(self) -> Path:
+        """What was measured for speed.json, for other runs of the same model; shared by all."""
+        return self.runs_dir / "speed_choices.json"
+
     def choices_path(self, run: str) -> Path:
         """What predict.py compared: weights and views."""
         return self.run_dir(run) / "choices.csv"
@@ -301,7 +310,8 @@ def register_run(
         for fold_dir in [*folder.glob("fold*"), *folder.glob("all-data")]:
             with locked(fold_dir):
                 pass  # refuses while another process trains a first fold of this run
-        remove_sealed(workspace.pixels_path(run))  # chosen anew
+        remove_sealed(workspace.pixels_path(run))  # chosen anew, as the next
+        remove_sealed(workspace.speed_path(run))
         write_origin(workspace, run, facts, config)
 
 

@@ -255,7 +255,8 @@ class Config(Settings):
     consistency_rampup_epochs: float = Field(2.0, ge=0)  # until the full weight
 
     # Machine
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: by device, reason printed
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: as speed says
+    speed: Literal["auto", "plain"] = "auto"  # auto: number format, layout and kernels are timed at start, once a run
     deterministic: bool = True  # on a GPU: the same bytes from the same settings, at some cost in speed
     cache: Literal["auto", "raw", "jpeg", "off"] = "auto"  # decoded images on the disk; what a run began with stays
     cache_folder: str = Field("", max_length=1000, pattern=r"^[^\x00]*$")  # for these; empty: cache/

@@ -26,8 +26,8 @@ from kfold.seeds import seed_of
 from kfold.training.averaging import refresh_batch_norm
 from kfold.training.loop import Recipe, keep_frozen
 from kfold.training.memory import split_rows
-from kfold.training.precision import Precision
 from kfold.training.predicting import predict_logits, same, to_target_units
+from kfold.training.speed import Speed, arrange
 from kfold.training.state import Training
 
 
@@ -115,13 +115,14 @@ def predict_file(
     path: Path,
     valid_batches: DataLoader,
     device: torch.device,
-    precision: Precision,
+    speed: Speed,
     between_batches: Callable[[], None],
 ) -> np.ndarray:
     """Predictions (N, C) of the held-out rows, from the weights file that the manifest will vouch for."""
     model, card = load_model(path)
-    batches = read_batches(valid_batches)
-    logits = predict_logits(model.to(device), batches, [same], card, device, precision, None, between_batches)[0]
+    model, batches = arrange(model.to(device), speed), read_batches(valid_batches)
+    precision = speed.precision("as in training")
+    logits = predict_logits(model, batches, [same], card, device, precision, None, between_batches)[0]
     return to_target_units(logits, card).numpy()
 
 

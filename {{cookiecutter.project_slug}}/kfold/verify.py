@@ -39,7 +39,7 @@ from kfold.verify_fold import (
 )
 
 OF_A_RUN = ("config.yaml", "competition.yaml", "environment.json")  # each run has them
-WRITTEN_BY_STAGES = (*OF_A_RUN, "pixels.json", "choices.csv", "round.json", "tuned.json", "blend.csv",
+WRITTEN_BY_STAGES = (*OF_A_RUN, "pixels.json", "speed.json", "choices.csv", "round.json", "tuned.json", "blend.csv",
                      "correlation.csv", "importance.csv", "importance.png")  # fmt: skip
 
 

@@ -144,7 +144,7 @@ def test_the_settings_reach_the_term_and_its_teacher_is_the_moving_average(paths
     training = Training(model, torch.optim.SGD(model.parameters()), scaler, averages)
     none, card, order = np.array([]), make_card("multiclass", size=16), EpochOrder(10, 2, True)
     rows = TrainingRows(none, none, none, none, 0, none, none, np.array(paths))
-    (term,) = make_terms(training, {}, rows, card, config, 0, CPU, FLOAT32, order, 3)
+    (term,) = make_terms(training.model, training.averages, {}, rows, card, config, 0, CPU, FLOAT32, order, 3)
     pairs = make_pairs(paths, config, 0, CPU, order, 3)
     by_hand = consistency(model, teacher, pairs, card, 7.0, 4.0, CPU, FLOAT32)
     step = replace(make_step(torch.zeros(2, 3)), epochs_done=1.0)

@@ -47,6 +47,7 @@ def write_settings(root: Path, task: str, **config) -> None:
         "epochs": 6,
         "lr": 0.003,
         "workers": 0,
+        "speed": "plain",
         **config,
     }
     (root / "configs" / "baseline.yaml").write_text(json.dumps(values))

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from kfold.artifacts import Workspace
 from kfold.config import Competition, Config
 from kfold.data.folds import Folds
-from kfold.data.loader import Batch, read_batches
+from kfold.data.loader import Batch, EpochOrder, read_batches
 from kfold.data.targets import Targets
 from kfold.model.weights import ModelCard
 from kfold.seeds import seed_of
@@ -18,13 +18,15 @@ from kfold.setup.batches import make_batches
 from kfold.setup.objective import make_objective
 from kfold.setup.pixels import open_pixels
 from kfold.setup.rows import TrainingRows, all_paths, gather_rows
-from kfold.setup.start import make_training
+from kfold.setup.speed import choose_speed_of_rehearsal
+from kfold.setup.speed_measure import Fold
+from kfold.setup.start import make_network, make_training
 from kfold.setup.terms import load_teachers, make_terms
 from kfold.setup.training import make_recipe
 from kfold.stopping import Stop
 from kfold.training.loop import Recipe, keep_frozen
 from kfold.training.objective import Objective
-from kfold.training.precision import Precision, choose_device, choose_precision, make_deterministic
+from kfold.training.precision import Precision, choose_device, make_deterministic
 from kfold.training.predicting import refuse_unreadable
 from kfold.training.state import Training
 from kfold.training.step import Moment
@@ -91,16 +93,22 @@ def assemble(chosen: ChosenFold, config: Config, num_batches: int = 0) -> Assemb
     workspace, number, task = chosen.workspace, chosen.number, chosen.facts.task
     device = choose_device()
     make_deterministic(config.deterministic)
-    precision = choose_precision(config.precision, device)
     rows = gather_rows(workspace, chosen.run, number, chosen.facts, config, chosen.folds, chosen.targets)
     times = -(-num_batches * config.batch_size // len(rows.train_paths)) or 1
-    check = chosen.stop.check
-    pixels = open_pixels(workspace, config, all_paths(rows), 1, check)  # read once: auto makes no cache, but uses one
-    train_batches, _ = make_batches(repeated(rows, times), task, config, number, device, pixels, check)
-    training, card = make_training(rows, chosen.targets.names, task, config, number, device, precision)
+    run, stop = chosen.run, chosen.stop
+    pixels = open_pixels(workspace, config, all_paths(rows), 1, stop.check)  # read once: auto uses a cache, makes none
+    train_batches, _ = make_batches(repeated(rows, times), task, config, number, device, pixels, stop.check)
+    model, card = make_network(rows, chosen.targets.names, task, config, number, device)
     teachers = load_teachers(workspace, config.distill_from, number, chosen.folds.stamp)
-    order = train_batches.batch_sampler
-    terms = make_terms(training, teachers, rows, card, config, number, device, precision, order, 0, pixels)
+    order: EpochOrder = train_batches.batch_sampler
+    num_steps, num_folds = order.steps_before(config.epochs) // times, chosen.folds.num_folds
+    speed, reason = choose_speed_of_rehearsal(
+        Fold(workspace, run, number, config, model, card, rows, teachers, num_steps, num_folds, device, stop)
+    )
+    print(f"speed: {speed} ({reason})")
+    training, precision = make_training(model, config, speed, device), speed.precision(reason)
+    averages = training.averages
+    terms = make_terms(model, averages, teachers, rows, card, config, number, device, precision, order, 0, pixels)
     objective = make_objective(config, task, terms, bool(teachers), rows)
     fold = AssembledFold(training, card, objective, train_batches, rows, make_recipe(config, number), device, precision)
     fold.start_training()

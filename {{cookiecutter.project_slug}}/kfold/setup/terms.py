@@ -18,7 +18,7 @@ from kfold.setup.objective import make_loss, make_loss_terms
 from kfold.setup.rows import TrainingRows
 from kfold.setup.unlabelled import make_pairs
 from kfold.training.precision import Precision
-from kfold.training.state import Training
+from kfold.training.state import Averages
 from kfold.training.terms import Term, consistency, distillation
 
 
@@ -55,7 +55,8 @@ def refuse_other_outputs(teachers: dict[str, Teacher], task: str, names: tuple[s
 
 
 def make_terms(
-    training: Training,
+    model: nn.Module,
+    averages: Averages,
     teachers: dict[str, Teacher],
     rows: TrainingRows,
     card: ModelCard,
@@ -63,12 +64,15 @@ def make_terms(
     number: int,
     device: torch.device,
     precision: Precision,
-    order: EpochOrder,
-    first_step: int,
+    order: EpochOrder | None = None,
+    first_step: int = 0,
     pixels: Pixels = FILES,
 ) -> list[Term]:
-    """What joins the supervised loss, from the step on (from 0); order: of the training batches."""
-    model, terms = training.model, make_loss_terms(config, training.model)
+    """What joins the supervised loss, from the step on (from 0).
+
+    order: of the training batches; it and `pixels` are for the images of the mean teacher alone.
+    """
+    terms = make_loss_terms(config, model)
     if teachers:
         refuse_other_outputs(teachers, card.task, card.names, "distill_from")
         models = [model for teacher in teachers.values() for model in teacher.models]
@@ -76,7 +80,7 @@ def make_terms(
         weight, temperature = config.distill_weight, config.distill_temperature
         terms.append(distillation(models, card, loss, temperature, weight, device, precision))
     if config.consistency_weight:
-        teacher = training.averages.ema.module
+        teacher = averages.ema.module
         pairs = make_pairs(rows.unlabelled_paths, config, number, device, order, first_step, pixels)
         weight, rampup_epochs = config.consistency_weight, config.consistency_rampup_epochs
         terms.append(consistency(model, teacher, pairs, card, weight, rampup_epochs, device, precision))

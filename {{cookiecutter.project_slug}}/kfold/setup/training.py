@@ -17,13 +17,13 @@ from kfold.stopping import Stop
 from kfold.training.averaging import make_ema, make_swa
 from kfold.training.loop import Recipe
 from kfold.training.optimizers import make_optimizer
-from kfold.training.precision import Precision
 from kfold.training.saver import Saver
 from kfold.training.schedules import Curve
+from kfold.training.speed import Speed
 from kfold.training.state import Averages, Training
 
 
-def make_optimizer_of(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+def make_optimizer_of(model: nn.Module, config: Config, fused: bool = False) -> torch.optim.Optimizer:
     return make_optimizer(
         config.optimizer,
         model,
@@ -32,6 +32,7 @@ def make_optimizer_of(model: nn.Module, config: Config) -> torch.optim.Optimizer
         config.decay_all,
         config.backbone_lr,
         config.layer_decay,
+        fused,
     )
 
 
@@ -67,6 +68,10 @@ def make_recipe(config: Config, number: int) -> Recipe:
     )
 
 
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else device.type
+
+
 def make_saver(
     workspace: Workspace,
     run: str,
@@ -78,7 +83,7 @@ def make_saver(
     pixels: Pixels,
     teachers: Mapping[str, "Teacher"],
     device: torch.device,
-    precision: Precision,
+    speed: Speed,
     stop: Stop,
 ) -> Saver:
     """What saves the fold's state. It belongs to these settings, rows and teachers; its bytes depend on the machine."""
@@ -90,8 +95,9 @@ def make_saver(
         "rows_sha256": rows_sha256(rows),
         "pixels": pixels.name,
         "teachers": json.dumps({name: teacher.weights_sha256 for name, teacher in teachers.items()}),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-        "precision": str(precision.dtype)[6:],
+        "device": device_name(device),
+        "precision": speed.dtype,
+        "speed": str(speed),
         **artifacts.environment(),
     }
     return Saver(

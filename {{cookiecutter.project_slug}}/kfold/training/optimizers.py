@@ -69,6 +69,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "madgrad": timm.optim.MADGRAD,  # arxiv.org/abs/2101.11075
 }
 
+FUSED = ("adam", "adamw", "sgd", "sgd_nesterov")  # their fused kernels differ in the last digit only
+
 # Numbers that an optimizer keeps for each number of the model; Adafactor's share is that of narrow layers, at most.
 NUM_MOMENTS = {
     "adam": 2, "adamw": 2, "sgd": 1, "sgd_nesterov": 1, "nadam": 2, "radam": 2, "rmsprop": 1, "lamb": 2, "lars": 1,
@@ -84,7 +86,12 @@ def make_optimizer(
     decay_all: bool = False,
     backbone_lr: float = 1.0,
     layer_decay: float = 1.0,
+    fused: bool = False,
 ) -> torch.optim.Optimizer:
-    """lr: at the schedule's peak. The rest: see parameter_groups. Raises UserError where something is missing."""
+    """lr: at the schedule's peak. fused: for those of FUSED, one kernel for the whole step; others ignore it.
+
+    The rest: see parameter_groups. Raises UserError where something is missing.
+    """
     groups = parameter_groups(model, weight_decay, decay_all, backbone_lr, layer_decay)
-    return OPTIMIZERS[name](groups, lr=lr, weight_decay=weight_decay)
+    options = {"fused": True} if fused and name in FUSED else {}
+    return OPTIMIZERS[name](groups, lr=lr, weight_decay=weight_decay, **options)

@@ -19,19 +19,28 @@ def rewound(training: Training) -> Iterator[None]:
     torch.save(to_state(training, {}), file)  # on the CPU: a second copy on the GPU would leave less for the batches
     modes = [(module, module.training) for module in training.model.modules()]
     weights = [(weight, weight.requires_grad, weight.grad) for weight in training.model.parameters()]
-    generators = random.getstate(), np.random.get_state(), torch.get_rng_state(), device_generators()
     for weight, _, _ in weights:
         weight.grad = None  # else a backward pass adds to the gradient that is kept
+    with generators_kept():
+        try:
+            yield
+        finally:
+            file.seek(0)
+            load_state(training, torch.load(file, map_location="cpu", weights_only=True))
+            for module, mode in modes:
+                module.training = mode
+            for weight, is_trained, gradient in weights:
+                weight.requires_grad_(is_trained).grad = gradient
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Whatever is drawn inside, the generators of torch, numpy and Python stand afterwards where they stood."""
+    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    of_devices = device_generators()
     try:
         yield
     finally:
-        file.seek(0)
-        load_state(training, torch.load(file, map_location="cpu", weights_only=True))
-        for module, mode in modes:
-            module.training = mode
-        for weight, is_trained, gradient in weights:
-            weight.requires_grad_(is_trained).grad = gradient
-        of_python, of_numpy, of_torch, of_devices = generators
         random.setstate(of_python)
         np.random.set_state(of_numpy)
         torch.set_rng_state(of_torch)

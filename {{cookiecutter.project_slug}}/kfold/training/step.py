@@ -96,7 +96,7 @@ def train_step(
     The parts of a batch add up to its mean loss. BatchNorm, OHEM, flooding, triplets, centers and the losses of a batch
     (Lovász, soft F-beta) see one part at a time.
     """
-    optimizer, scaler = training.optimizer, training.scaler
+    optimizer, scaler, forward = training.optimizer, training.scaler, training.compiled or training.model
     optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=device)
     given = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.targets, batch.weights))
@@ -106,7 +106,7 @@ def train_step(
     for number, rows in enumerate(parts):
         pixels, targets = all_pixels[rows], standardized(all_targets[rows], card)
         with autocast(device, precision):
-            logits, features = training.model(normalize(pixels, card.mean, card.std), with_features=True)
+            logits, features = forward(normalize(pixels, card.mean, card.std), with_features=True)
         # Losses in float32: half precision rounds the log of small probabilities.
         logits, features = logits.float(), features.float()
         part_loss = objective.supervised(logits, targets, all_weights[rows], all_weights)

@@ -1,0 +1,143 @@
+"""Which way to compute a step is fastest, found without timing every combination.
+
+1. Number format, memory layout and depthwise format are timed in every combination, since they depend on one another:
+   in rounds, one turn each, and whoever falls far behind the leader is not timed any more.
+2. torch.compile is tried on the fastest of each number format, where the steps to come can repay it.
+3. The optimizer's one kernel, then kept memory: each is tried on the fastest so far, because what they save does not
+   depend on the rest. If it does by no more than 0.5% either way, the choice is within 5% of the best combination.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from kfold.training.speed import Speed
+
+MIN_ROUNDS, MAX_ROUNDS = 3, 7
+FAR_BEHIND = 1.3  # times the leader, in its fastest turn: noise of a shared machine is below that
+WORTH_A_SWITCH = 0.01  # within this share of the fastest, the one with fewer switches is taken
+SHARE_OF_SWITCHES = 0.4  # of the time; Adam in one kernel may save as much as a number format
+NO_TIME = "no time left to try it"
+LARGEST_GAIN = 3.0  # by compiling; 2 was measured on a CPU, more where a GPU waits for Python
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was found of one way to compute."""
+
+    speed: Speed
+    seconds: float | None = None  # a step, the median; None: left out
+    note: str = ""  # why it was left out
+    compile_seconds: float = 0.0
+
+    def cost(self, num_steps: int) -> float:
+        """Seconds a step, with its share of compiling; infinite where it was left out."""
+        return float("inf") if self.seconds is None else self.seconds + self.compile_seconds / num_steps
+
+
+class Unfit(Exception):
+    """This way to compute does not work here, or not well; its text says why."""
+
+
+@dataclass(frozen=True)
+class Timer:
+    """What the search asks of the machine.
+
+    prepare: makes a way to compute ready and checks it; how many seconds that took to compile. Raises Unfit. turn:
+    seconds of a step. time_left: seconds until the search has to end.
+    """
+
+    prepare: Callable[[Speed], float]
+    turn: Callable[[Speed], float]
+    time_left: Callable[[], float]
+
+
+def combinations(dtypes: Sequence[str], has_depthwise: bool, has_convolutions: bool) -> list[Speed]:
+    """Those of the first stage; the plain one, of dtypes[0], comes first."""
+    layouts = (False, True) if has_convolutions else (False,)
+    found = [Speed(dtype, layout) for dtype, layout in product(dtypes, layouts)]
+    if has_depthwise:
+        found += [replace(speed, depthwise_float32=True) for speed in found if speed.dtype != "float32"]
+    return found
+
+
+def search(
+    first: Sequence[Speed], switches: Sequence[str], compile_estimate: float, num_steps: int, timer: Timer
+) -> tuple[list[Trial], bool]:
+    """Trials of all that was timed or left out, and whether there was time for all.
+
+    first: what `combinations` gives. switches: of the last stage. compile_estimate: seconds; infinite: never compile.
+    """
+    reserve = SHARE_OF_SWITCHES * timer.time_left() if switches else 0.0
+    trials = race(first, replace(timer, time_left=lambda: timer.time_left() - reserve))
+    is_complete = all(trial.note != NO_TIME for trial in trials)
+    for dtype in dict.fromkeys(speed.dtype for speed in first):
+        of_dtype = [trial for trial in trials if trial.speed.dtype == dtype and trial.seconds is not None]
+        if of_dtype and compile_estimate < min(timer.time_left(), most_saved(trials, num_steps)):
+            fastest = min(of_dtype, key=lambda trial: trial.seconds)
+            trials.append(compare(fastest, replace(fastest.speed, compiled=True), timer))
+    for switch in switches:
+        chosen = pick(trials, num_steps)
+        if timer.time_left() <= 0:
+            is_complete = False
+        elif chosen is not None:
+            trials.append(compare(chosen, replace(chosen.speed, **{switch: True}), timer))
+    return trials, is_complete
+
+
+def pick(trials: Sequence[Trial], num_steps: int) -> Trial | None:
+    """The cheapest for so many steps, or one that costs hardly more with fewer switches; None where all were left out.
+
+    So the trials of a short run serve a long one, too.
+    """
+    least = min((trial.cost(num_steps) for trial in trials), default=float("inf"))
+    near = [trial for trial in trials if trial.cost(num_steps) <= (1 + WORTH_A_SWITCH) * least < float("inf")]
+    return min(near, key=lambda trial: (trial.speed.num_switches, trial.cost(num_steps)), default=None)
+
+
+def most_saved(trials: Sequence[Trial], num_steps: int) -> float:
+    """Seconds that compiling may save in so many steps, at the very most."""
+    fastest = min((trial.seconds for trial in trials if trial.seconds is not None), default=0.0)
+    return num_steps * fastest * (1 - 1 / LARGEST_GAIN)
+
+
+def race(entrants: Sequence[Speed], timer: Timer) -> list[Trial]:
+    """Trials in the order of `entrants`, timed in turns, so that a slow moment of the machine falls on all alike."""
+    notes: dict[Speed, str] = {}
+    for place, speed in enumerate(entrants):
+        if place and timer.time_left() <= 0:
+            notes[speed] = NO_TIME
+            continue
+        try:
+            timer.prepare(speed)
+        except Unfit as reason:
+            notes[speed] = str(reason)
+    running = [speed for speed in entrants if speed not in notes]
+    turns: dict[Speed, list[float]] = {speed: [] for speed in running}
+    for number in range(MAX_ROUNDS):
+        if not running or (number >= MIN_ROUNDS and (timer.time_left() <= 0 or len(running) == 1)):
+            break
+        for speed in running:
+            turns[speed].append(timer.turn(speed))
+        leader = min(statistics.median(taken) for taken in turns.values())
+        running = [speed for speed in running if min(turns[speed]) <= FAR_BEHIND * leader]
+    return [
+        Trial(speed, note=notes[speed]) if speed in notes else Trial(speed, statistics.median(turns[speed]))
+        for speed in entrants
+    ]
+
+
+def compare(known: Trial, other: Speed, timer: Timer) -> Trial:
+    """The trial of `other`, by its ratio to one that is known already: medians of turns taken one after the other."""
+    try:
+        compile_seconds = timer.prepare(other)
+    except Unfit as reason:
+        return Trial(other, note=str(reason))
+    ratios = []
+    for number in range(MAX_ROUNDS):
+        if number >= MIN_ROUNDS and timer.time_left() <= 0:
+            break
+        before = timer.turn(known.speed)
+        ratios.append(timer.turn(other) / before)
+    return Trial(other, known.seconds * statistics.median(ratios), compile_seconds=compile_seconds)

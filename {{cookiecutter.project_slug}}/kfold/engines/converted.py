@@ -30,7 +30,10 @@ def in_whole_batches(forward: Forward, size: int) -> Forward:
 
 
 def make_converted(model: nn.Module, engine: str, dtype: str, batch_size: int) -> Forward:
-    """(B, 3, H, W) float32 on the CPU -> logits (B, C) float32. Raises UserError where the package is not there."""
+    """(B, 3, H, W) float32 on the CPU -> logits (B, C) float32.
+
+    Raises UserError where the package is not there; the result does where it cannot convert the model.
+    """
     convert = CONVERTERS[engine]
     package = import_engine(engine)
     made: dict[torch.Size, Forward] = {}  # a view may have another size than the image
@@ -40,7 +43,13 @@ def make_converted(model: nn.Module, engine: str, dtype: str, batch_size: int) -
             # Tracing notes that Python's own branches are fixed: they depend on shapes alone, which are fixed here.
             with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
                 warnings.simplefilter("ignore")
-                made[images.shape] = convert(package, model, torch.zeros(images.shape), dtype)
+                try:
+                    made[images.shape] = convert(package, model, torch.zeros(images.shape), dtype)
+                except Exception as error:  # each package, and the tracer, has classes of its own
+                    reason = " ".join(str(error).split())[:160]
+                    raise UserError(
+                        f"--engine {engine}: cannot convert this model ({reason}): use --engine torch"
+                    ) from None
         return made[images.shape](images)
 
     return in_whole_batches(forward, batch_size)

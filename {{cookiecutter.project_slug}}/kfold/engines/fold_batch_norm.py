@@ -67,10 +67,10 @@ def find_pairs(model: nn.Module, images: torch.Tensor) -> list[tuple[nn.Conv2d, 
     for operation, given, _ in record.calls:
         if operation is not torch.ops.aten.batch_norm:
             continue
-        maps, _, _, running_mean, _, is_training = given[:6]
+        maps, running_mean = given[0], given[3]
         maker, maker_given = made_by.get(id(maps), (None, ()))
         norm = norms.get(id(running_mean))
-        if maker is not torch.ops.aten.conv2d or norm is None or is_training:
+        if maker is not torch.ops.aten.conv2d or norm is None:
             continue
         convolution = convolutions.get(id(maker_given[1]))  # None where the weights themselves are calculated
         if convolution is not None and all(uses[id(one)] == 1 for one in (maps, convolution.weight, running_mean)):

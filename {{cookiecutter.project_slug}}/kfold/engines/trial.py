@@ -100,10 +100,13 @@ def is_near_for_all(best: Tried, race: Race) -> bool:
     """Whether the other models agree with float32, too."""
     if best.inference == Inference():
         return True
-    return all(
-        race.difference(race.run_of(best.inference, place)(), race.run_of(Inference(), place)()) <= best.limit
-        for place in range(1, race.num_models)
-    )
+    try:
+        return all(
+            race.difference(race.run_of(best.inference, place)(), race.run_of(Inference(), place)()) <= best.limit
+            for place in range(1, race.num_models)
+        )
+    except RuntimeError:
+        return False
 
 
 def repays(seconds: float, cost: float, seconds_now: float, race: Race) -> bool:
@@ -113,7 +116,7 @@ def repays(seconds: float, cost: float, seconds_now: float, race: Race) -> bool:
 
 def describe(tried: Sequence[Tried], chosen: Inference, batch_size: int, what: str) -> list[str]:
     """Lines for a person. what: differences are of, such as `probability`."""
-    limits = sorted({one.limit for one in tried if one.limit > EXACT})
+    limits = sorted({one.limit for one in tried if one.inference.dtype != "float32"})
     allowed = f"{EXACT:.0e}" + "".join(f", of less than float32 {limit:.2g}" for limit in limits)
     parts = [
         f"{one.inference} {1000 * one.seconds:.1f} ({one.error:.1e})" if one.seconds < float("inf") else

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
 
-from kfold.engines.inference import Inference, candidates, device_of, dtypes_of
+from kfold.engines.inference import Inference, candidates, device_of
 from kfold.engines.ready import EXACT, difference
 from kfold.engines.trial import Race, Run, choose_inference, describe
 from kfold.ensemble.tta import make_views
@@ -49,14 +49,14 @@ def settle_inference(
     if engine != "torch" and wish.speed == "plain":
         raise UserError(f"--speed plain --engine {engine}: plain is PyTorch as it was trained: give one of the two")
     plain = Inference(str(choose_precision(job.config.precision, device).dtype)[6:])
-    if earlier is not None and wish.agrees(earlier) and earlier.dtype in dtypes_of(earlier.engine, device):
+    if earlier is not None and wish.agrees(earlier) and (earlier.is_plain or runs_here(job, earlier, kinds)):
         return earlier
     if engine == "torch" and wish.speed == "plain":
         return plain
     ways = candidates(engine, device, job.config.precision)
-    if not wish.speed and count_batches(job, kinds, views) < FEW_BATCHES:
-        return plain if engine == "torch" else ways[0]
     if engine == "torch":
+        if not wish.speed and count_batches(job, kinds, views) < FEW_BATCHES:
+            return plain
         ways = list(dict.fromkeys([plain, *([] if job.config.precision != "auto" else [Inference()]), *ways]))
     chosen, tried = choose_inference(ways, make_race(job, wish, kinds, views))
     what = "standardised value" if job.facts.task == "regression" else "probability"
@@ -65,35 +65,43 @@ def settle_inference(
     return chosen
 
 
+def run_of(job: Job, kind: str, inference: Inference, place: int) -> Run:
+    """One batch through the model of a fold, the `place`-th."""
+    number = list(job.manifests)[place]
+    ready = load_ready(job, Wanted(job, number, files_of(job, kind, number)[0], "none").path, inference)
+    images = normalized_probe(job, ready.card).to(device_of(inference.engine, choose_device()))
+
+    @torch.inference_mode()
+    def run() -> torch.Tensor:
+        return ready.forward(images).cpu()
+
+    return run
+
+
+def runs_here(job: Job, inference: Inference, kinds: Sequence[str]) -> bool:
+    """Whether this machine can go a way that another one may have chosen."""
+    try:
+        run_of(job, kinds[0], inference, 0)()
+    except RuntimeError:  # no kernel, or no compiler
+        return False
+    return True
+
+
 def make_race(job: Job, wish: Wish, kinds: Sequence[str], views: Sequence[str]) -> Race:
-    def run_of(inference: Inference, place: int) -> Run:
-        device = device_of(inference.engine, choose_device())
-        ready = load_ready(job, first_path(job, kinds[0], place), inference)
-        images = normalized_probe(job, ready.card).to(device)
-
-        @torch.inference_mode()
-        def run() -> torch.Tensor:
-            return ready.forward(images).cpu()
-
-        return run
-
     def limit_of(inference: Inference) -> float:
         if inference.dtype == "float32":
             return EXACT
         return float("inf") if job.config.precision == inference.dtype else wish.tolerance
 
+    probe = torch.zeros(1, 3, job.config.image_size, job.config.image_size)
     return Race(
-        run_of,
+        partial(run_of, job, kinds[0]),
         lambda logits, others: difference(logits, others, job.facts.task),
         limit_of,
         len(job.manifests),
         count_batches(job, kinds, views),
+        len({view(probe).shape for name in views for view in make_views(name, job.config.image_size)}),
     )
-
-
-def first_path(job: Job, kind: str, place: int) -> Path:
-    number = list(job.manifests)[place]
-    return Wanted(job, number, files_of(job, kind, number)[0], "none").path
 
 
 def count_batches(job: Job, kinds: Sequence[str], views: Sequence[str]) -> int:

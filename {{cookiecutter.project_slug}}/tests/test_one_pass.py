@@ -106,7 +106,7 @@ def test_a_faster_way_predicts_nearly_the_same(image_paths, dtype):
 def test_a_compiled_model_sees_batches_of_one_size(monkeypatch):
     sizes = []
 
-    def compiled(model):
+    def compiled(model, dynamic):
         return lambda images: sizes.append(len(images)) or model(images)
 
     monkeypatch.setattr(torch, "compile", compiled)

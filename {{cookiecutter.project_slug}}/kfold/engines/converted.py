@@ -14,6 +14,8 @@ from kfold.errors import UserError
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
+PACKAGES = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnx")}  # PyTorch's export asks for onnx
+
 
 def in_whole_batches(forward: Forward, size: int) -> Forward:
     """`forward` for batches of `size` only: a smaller one is filled up with its last image, whose results are cut off.
@@ -56,12 +58,12 @@ def make_converted(model: nn.Module, engine: str, dtype: str, batch_size: int) -
 
 
 def import_engine(engine: str) -> ModuleType:
+    packages = PACKAGES[engine]
     try:
-        return importlib.import_module(engine)
+        return [importlib.import_module(package) for package in packages][0]
     except ImportError as error:
-        raise UserError(
-            f"--engine {engine}: cannot be imported ({error}): pip install {engine}, or use --engine torch"
-        ) from None
+        install = f"pip install {' '.join(packages)}"
+        raise UserError(f"--engine {engine}: cannot be imported ({error}): {install}, or use --engine torch") from None
 
 
 def to_openvino(openvino: Any, model: nn.Module, example: torch.Tensor, dtype: str) -> Forward:
@@ -76,7 +78,10 @@ def to_onnxruntime(onnxruntime: Any, model: nn.Module, example: torch.Tensor, dt
     file = io.BytesIO()
     # dynamo=True would need a third package.
     torch.onnx.export(model, (example,), file, dynamo=False, input_names=["images"])
-    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    # Each model has threads of its own, which would wait for its next batch at the cost of the others.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.contiguous().numpy()})[0])
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from kfold.errors import UserError
+
 ENGINES = ("torch", "openvino", "onnxruntime")
 
 
@@ -40,8 +42,14 @@ def dtypes_of(engine: str, device: torch.device) -> tuple[str, ...]:
 
 
 def candidates(engine: str, device: torch.device, precision: str) -> list[Inference]:
-    """Ways to compare with the plain one. precision: a number format that the person asked for, or auto."""
-    dtypes = dtypes_of(engine, device) if precision == "auto" else (precision,)
+    """Ways to compare with the plain one. precision: a number format that the person asked for, or auto.
+
+    Raises UserError where the engine does not have that format.
+    """
     if engine == "torch":
+        dtypes = dtypes_of(engine, device) if precision == "auto" else (precision,)
         return [Inference(dtype, channels_last=True, fold_batchnorm=True) for dtype in dtypes]
-    return [Inference(dtype, engine=engine) for dtype in dtypes]
+    ways = [Inference(dtype, engine=engine) for dtype in dtypes_of(engine, device) if precision in ("auto", dtype)]
+    if not ways:
+        raise UserError(f"--engine {engine}: does not calculate in {precision}, as the run does: use --engine torch")
+    return ways

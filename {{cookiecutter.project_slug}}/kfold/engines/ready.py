@@ -41,7 +41,7 @@ def make_ready(
         model = folded_or_same(model, card.task, probe[:4])
     model = model.to(device, memory_format=torch.channels_last if inference.channels_last else torch.preserve_format)
     precision = Precision(getattr(torch, inference.dtype), "chosen for predictions")
-    run = torch.compile(model) if inference.compiled else model
+    run = torch.compile(model, dynamic=False) if inference.compiled else model
 
     def forward(images: torch.Tensor) -> torch.Tensor:
         if inference.channels_last:

@@ -12,7 +12,7 @@ from kfold.engines.ready import EXACT
 from kfold.errors import UserError
 
 ROUNDS = 3
-COMPILE_SECONDS = 30  # of one model, to decide whether to try at all; then it is measured
+COMPILE_SECONDS = 30  # to decide whether to try at all; then it is measured. One compilation serves all folds' models
 
 Run = Callable[[], torch.Tensor]  # the logits (B, C) of the batch that ways are tried with
 
@@ -31,6 +31,7 @@ class Race:
 
     run_of: (way, place of a model) -> what runs it. difference: of two logits. limit_of: how far a way may be away from
     float32. num_models: of one run, one a fold. num_batches: all that is to be done, views and models counted.
+    num_shapes: different sizes of images among the views, each of which is compiled by itself.
     """
 
     run_of: Callable[[Inference, int], Run]
@@ -38,6 +39,7 @@ class Race:
     limit_of: Callable[[Inference], float]
     num_models: int
     num_batches: int
+    num_shapes: int = 1
     clock: Callable[[], float] = time.perf_counter
 
 
@@ -59,16 +61,16 @@ def choose_inference(ways: Sequence[Inference], race: Race) -> tuple[Inference, 
             f"{nearest.inference}: its predictions are {nearest.error:.2g} away from float32's at most, allowed is "
             f"{nearest.limit:.2g}: give --engine torch, or a larger --tolerance"
         )
-    if best.inference.engine == "torch" and repays(best.seconds / 2, COMPILE_SECONDS, best.seconds, race):
-        started = race.clock()
-        compiled = try_way(replace(best.inference, compiled=True), race, reference, runs)
-        cost = race.clock() - started
-        both = measure([best, compiled], race, runs)
-        tried = [one for one in tried if one is not best] + both
-        best = both[0]
-        if both[1].error <= both[1].limit and repays(both[1].seconds, cost, best.seconds, race):
-            best = both[1]
-    return best.inference, tried
+    cost = race.num_shapes * COMPILE_SECONDS
+    if best.inference.engine != "torch" or not repays(best.seconds / 2, cost, best.seconds, race):
+        return best.inference, tried
+    started = race.clock()
+    compiled = try_way(replace(best.inference, compiled=True), race, reference, runs)
+    cost = (race.num_shapes - 1) * (race.clock() - started)  # what is still to be paid
+    again, compiled = measure([best, compiled], race, runs)
+    tried = [*(one for one in tried if one is not best), again, compiled]
+    is_better = compiled.error <= compiled.limit and repays(compiled.seconds, cost, again.seconds, race)
+    return (compiled if is_better else again).inference, tried
 
 
 def try_way(way: Inference, race: Race, reference: torch.Tensor, runs: dict[Inference, Run]) -> Tried:
@@ -110,8 +112,8 @@ def is_near_for_all(best: Tried, race: Race) -> bool:
 
 
 def repays(seconds: float, cost: float, seconds_now: float, race: Race) -> bool:
-    """Whether compiling each model (`cost` seconds) and then `seconds` a batch is faster than `seconds_now` a batch."""
-    return race.num_models * cost + race.num_batches * seconds < race.num_batches * seconds_now
+    """Whether `cost` seconds at once and then `seconds` a batch are less than `seconds_now` a batch."""
+    return cost + race.num_batches * seconds < race.num_batches * seconds_now
 
 
 def describe(tried: Sequence[Tried], chosen: Inference, batch_size: int, what: str) -> list[str]:

@@ -15,7 +15,7 @@ TINY_EXPERIMENT = """backbone: test_resnet
 pretrained: false
 image_size: 32
 epochs: 1
-num_workers: 0
+workers: 0
 """
 
 
@@ -90,7 +90,7 @@ def test_the_demo_of_each_task_starts_with_its_answers(bake, task):
     for command in (
         ["demo_data.py"],
         ["make_folds.py"],
-        ["train.py", "--fold", "0", "--limit", "60", "backbone=test_resnet", "epochs=1", "num_workers=0"],
+        ["train.py", "--fold", "0", "--limit", "60", "backbone=test_resnet", "epochs=1", "workers=0"],
     ):
         result = run(sys.executable, *command, folder=project)
         assert result.returncode == 0, result.stdout + result.stderr
@@ -100,7 +100,8 @@ def test_the_demo_of_each_task_starts_with_its_answers(bake, task):
 def test_pipeline_sh_of_a_bake_ends_with_a_checked_submission(bake, tmp_path):
     """From another folder, with the interpreter given by a path relative to it, which holds spaces."""
     project = bake(into=tmp_path / "zwei 汉字", num_folds="2", id_column="it's: #1", target_columns='a "digit"')
-    (project / "configs" / "baseline.yaml").write_text(TINY_EXPERIMENT)
+    for name in ("baseline", "efficientnet_b0"):  # the two of pipeline.sh without words
+        (project / "configs" / f"{name}.yaml").write_text(TINY_EXPERIMENT)
     python = tmp_path / "an environment" / "python"
     python.parent.mkdir()
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')

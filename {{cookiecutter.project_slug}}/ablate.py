@@ -38,7 +38,7 @@ from kfold.data.targets import Targets
 from kfold.errors import UserError, run_stage
 from kfold.files import file_sha256, locked
 from kfold.metrics import Metric
-from kfold.report.ablation import Ablation, Outcome, ablation_csv, best_first, markdown, terminal_table
+from kfold.report.ablation import Ablation, Outcome, ablation_csv, best_first, command_of, markdown, terminal_table
 from kfold.report.pictures import effects_picture
 from kfold.report.spreadsheet import to_spreadsheet
 from kfold.runs import by_name, is_optimistic
@@ -95,10 +95,13 @@ def main(
     job = Job(
         workspace, config_path, facts, folds, numbers, numbers_of_seeds, variants, stop or Stop(), resume_from
     )  # fmt: skip
+    command = describe_command(config_path, root, fold, seeds, base, name, switches)
     if overwrite:
         forget_trainings(job)
+    else:
+        refuse_lost_lines(workspace.ablation_path(name, "md"), command)
     train_missing(job)
-    found = compare(job, describe_command(config_path, root, fold, seeds, base, name, switches))
+    found = compare(job, command)
     write_tables(workspace, name, found)
     print(f"\n{terminal_table(found)}\n{workspace.ablation_path(name, 'md')}: written, with .csv and .png beside it")
     if job.failed:
@@ -141,14 +144,26 @@ def describe_command(
     return f"python ablate.py {shlex.join([*words, *switches])}"
 
 
+def refuse_lost_lines(path: Path, command: str) -> None:
+    """Raise UserError where the table of this name has lines that `command` does not make again."""
+    before = command_of(path.read_text()) if path.exists() else ""
+    if not before:
+        return
+    old, new = (parse_arguments(shlex.split(text)[2:]) for text in (before, command))
+    is_alike = (old.config, old.fold, old.base) == (new.config, new.fold, new.base)
+    if not is_alike or not set(old.switches) <= set(new.switches):
+        raise UserError(
+            f"{path}: holds the table of another command: give this one a --name, or add to that one, whose trainings "
+            f"are kept: {before}"
+        )
+
+
 # The trainings
 
 
 def trainings_of(job: Job) -> list[tuple[Variant, int, int]]:
-    """(variant, seed, fold) in order: the baseline, then all switches seed by seed, so that failures show early."""
-    pairs = [(job.variants[0], seed) for seed in job.seeds]
-    pairs += [(variant, seed) for seed in job.seeds for variant in job.variants[1:]]
-    return [(variant, seed, number) for variant, seed in pairs for number in job.numbers]
+    """(variant, seed, fold) in order: seed by seed, so that failures show early and times of a seed are neighbours."""
+    return [(variant, seed, number) for seed in job.seeds for variant in job.variants for number in job.numbers]
 
 
 def forget_trainings(job: Job) -> None:
@@ -262,7 +277,7 @@ def compare(job: Job, command: str) -> Ablation:
 class Measured:
     predictions: np.ndarray  # (S, N, C)
     scores: np.ndarray  # (S, 1 + R), see resampled_scores
-    seconds: float  # of a whole training of one fold
+    seconds: np.ndarray  # (S * folds,): of each training
 
 
 def measure(
@@ -279,15 +294,15 @@ def measure(
     return Measured(np.stack(predictions), np.stack(scores), training_seconds(job, variant))
 
 
-def training_seconds(job: Job, variant: Variant) -> float:
-    """Epochs of a fold times the median seconds of one: the first, which warms up, and pauses do not count."""
-    logs = []
+def training_seconds(job: Job, variant: Variant) -> np.ndarray:
+    """Of each training, (S * folds,): all epochs. What is compared with it, of the same seed, ran next to it."""
+    seconds = []
     for seed in job.seeds:
         for number in job.numbers:
             folder, path = (of(variant.run(seed), number) for of in (job.workspace.fold_dir, job.workspace.log_path))
             artifacts.verify_files(folder, artifacts.read_manifest(folder), [path.name])
-            logs.append(pd.read_csv(path)["seconds"])
-    return float(np.mean([len(log) for log in logs]) * pd.concat(logs).median())
+            seconds.append(pd.read_csv(path)["seconds"].sum())
+    return np.array(seconds)
 
 
 def to_outcome(
@@ -299,7 +314,7 @@ def to_outcome(
         switch,
         effect_of(measured.scores, baseline.scores, metric.greater_is_better),
         tuple(map(float, measured.scores[:, 0])),
-        measured.seconds / baseline.seconds,
+        float(np.median(measured.seconds / baseline.seconds)),
         np.array_equal(measured.predictions, baseline.predictions),
     )
 
@@ -311,7 +326,7 @@ def write_tables(workspace: Workspace, name: str, found: Ablation) -> None:
         write_sealed(workspace.ablation_path(name, suffix), content)
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help="the baseline (default: configs/baseline.yaml)")
     parser.add_argument("--fold", default="0", help="a fold (default: 0), several such as 0,1, or all")
@@ -322,7 +337,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--time-limit", help="save and stop with exit code 75 after this time, e.g. 8h30m")
     parser.add_argument("--resume-from", type=Path, help="a folder that holds runs/ of an earlier session")
     parser.add_argument("switches", nargs="*", metavar="switch", help="key=value, or several in quotes")
-    return parser.parse_intermixed_args()
+    return parser.parse_intermixed_args(words)
 
 
 if __name__ == "__main__":

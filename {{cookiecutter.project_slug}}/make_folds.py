@@ -30,7 +30,6 @@ from kfold.files import atomic_write
 from kfold.report.tables import cv_table
 from kfold.seals import check_seals
 from kfold.submission import make_form
-from kfold.verify import read_settings, verify_run, verify_shared
 
 ROOT = Path(__file__).resolve().parent
 
@@ -96,6 +95,8 @@ def check_folds(data: Check, workspace: Workspace, facts: Competition) -> None:
 
 def verify(runs: Sequence[str] = (), root: Path = ROOT) -> None:
     """Prove that runs (default: all) are what they say. Raises UserError that lists every problem of all of them."""
+    from kfold.verify import read_settings, verify_run, verify_shared  # here: loads torch, which folds can spare
+
     workspace = Workspace(root)
     facts = load_competition(workspace.competition_path)
     runs = runs or sorted(path.parent.name for path in workspace.runs_dir.glob("*/config.yaml"))

@@ -132,6 +132,17 @@ def folds_to_predict(job: Job, weights: str, tta: str, overwrite: bool, wish: Wi
     ]
 
 
+def refuse_settings(words: Sequence[str]) -> None:
+    """Raise UserError for key=value words: a run is predicted with the settings that it was trained with."""
+    options = {"tta": "--tta", "select": "--weights", "weights": "--weights"}
+    problems = []
+    for key, _, value in (word.partition("=") for word in words):
+        remedy = f"write {options[key]} {value}" if key in options else "leave it out"
+        problems.append(f"'{key}={value}': settings are given to train.py, here they are the run's own: {remedy}")
+    if problems:
+        raise UserError(problems)
+
+
 def read_manifests(workspace: Workspace, run: str, numbers: Sequence[int], fold_stamp: str) -> dict[int, dict]:
     manifests = {}
     for number in numbers:
@@ -295,10 +306,18 @@ def parse_arguments() -> argparse.Namespace:
         help="how far a trial's number format of less than float32 may move a probability, or a value in standard "
         f"deviations (default: {NO_WISH.tolerance})",
     )
-    return parser.parse_args()
+    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]  # --run must not take them
+    arguments = parser.parse_args([word for word in sys.argv[1:] if word not in words])
+    arguments.settings = words
+    return arguments
 
 
 if __name__ == "__main__":
-    given = parse_arguments()
-    wish = Wish(given.speed, given.engine, given.tolerance)
-    run_stage(lambda: main(given.run, given.weights, given.tta, given.overwrite, wish=wish))
+    arguments = parse_arguments()
+
+    def main_of_all() -> None:
+        refuse_settings(arguments.settings)
+        wish = Wish(arguments.speed, arguments.engine, arguments.tolerance)
+        main(arguments.run, arguments.weights, arguments.tta, arguments.overwrite, wish=wish)
+
+    run_stage(main_of_all)

@@ -23,7 +23,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import competition
 from kfold import artifacts
@@ -42,17 +41,18 @@ from kfold.intervals import score_folds
 from kfold.ledger import read_ledger, record_run
 from kfold.metrics import Metric
 from kfold.model.weights import copy_weights
-from kfold.rehearsal.assembled import ChosenFold
-from kfold.rehearsal.rehearse import rehearse
+from kfold.needs import waiting_keys
 from kfold.report.tables import cv_table
 from kfold.settings import difference
 from kfold.setup.batches import make_batches
 from kfold.setup.cleaning import drop_doubtful
-from kfold.setup.network import make_card, make_model, refuse_unfit_model, with_input
+from kfold.setup.network import refuse_unfit_model
 from kfold.setup.objective import make_loss, make_objective
-from kfold.setup.rows import gather_rows
+from kfold.setup.pixels import open_pixels
+from kfold.setup.rows import all_paths, gather_rows
+from kfold.setup.start import make_training
 from kfold.setup.terms import load_teachers, make_terms
-from kfold.setup.training import make_averages, make_optimizer_of, make_recipe, make_saver
+from kfold.setup.training import make_recipe, make_saver
 from kfold.stopping import Stop, parse_seconds
 from kfold.training.early_stopping import is_stalled
 from kfold.training.loop import fit
@@ -60,7 +60,7 @@ from kfold.training.memory import is_full_memory
 from kfold.training.optimizers import NUM_MOMENTS
 from kfold.training.precision import choose_device, choose_precision, make_deterministic
 from kfold.training.schedules import cycle_ends
-from kfold.training.state import EpochResult, Training
+from kfold.training.state import EpochResult
 
 ROOT = Path(__file__).resolve().parent
 
@@ -98,9 +98,14 @@ def main(
 
     artifacts.refuse_stack(workspace, run)
     if rehearsal:
+        from kfold.rehearsal.assembled import ChosenFold  # here: they load matplotlib, which training can spare
+        from kfold.rehearsal.rehearse import rehearse
+
         rehearse(rehearsal, ChosenFold(workspace, run, numbers[0], facts, config, folds, targets, num_rows, stop))
         return
     artifacts.register_run(workspace, run, facts, config, numbers, overwrite)
+    if waiting := waiting_keys(config):
+        print(f"run {run}: trained without pseudo-labels: {', '.join(waiting)} waits for pseudo_label.py --run {run}")
     trained = resume_from is not None and adopt_run(workspace, resume_from, run, numbers, config, folds.stamp)
     for position, number in enumerate(numbers):
         with locked(workspace.fold_dir(run, number)), stop.listening():
@@ -189,32 +194,29 @@ def train_fold(
     truth = targets.values[valid]
     rows = gather_rows(workspace, run, number, facts, config, folds, targets)
     rows = drop_doubtful(workspace, run, number, facts, config, folds, targets, rows, device, precision, stop)
-    train_batches, valid_batches = make_batches(rows, facts.task, config, number, device)
     print(
         f"run {run}, {fold_name(number)}: {config.backbone} at {config.image_size} px, {rows.num_real} rows to train"
         + (f" and {len(rows.train_paths) - rows.num_real} pseudo-labelled ones" if config.pseudo_from else "")
         + f", {valid.sum()} to validate, {device.type}, {str(precision.dtype)[6:]} ({precision.reason})"
     )
-    known = rows.train_targets[: rows.num_real]
-    model = make_model(config, facts.task, number, known).to(device)
-    card = make_card(model, config, facts.task, targets.names, known)
-    card = with_input(card, config, rows.train_paths[: rows.num_real])
-    optimizer = make_optimizer_of(model, config)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
-    training = Training(model, optimizer, scaler, make_averages(model, config), config.accumulate)
-    teachers = load_teachers(workspace, number, config, folds.stamp)
+    pixels = open_pixels(workspace, config, all_paths(rows), config.epochs, stop.check, run)
+    train_batches, valid_batches = make_batches(rows, facts.task, config, number, device, pixels, stop.check)
+    training, card = make_training(rows, targets.names, facts.task, config, number, device, precision)
+    teachers = load_teachers(workspace, config.distill_from, number, folds.stamp)
     recipe = make_recipe(config, number)
     ends = cycle_ends(config.epochs, config.num_cycles) if config.schedule == "cosine_cycles" else []
 
     num_moments, folder = NUM_MOMENTS[config.optimizer], workspace.fold_dir(run, number)
-    needed = bytes_needed(model, num_moments, training.averages, len(ends), folds_left, folder)
+    needed = bytes_needed(training.model, num_moments, training.averages, len(ends), folds_left, folder)
     print(f"  forecast: {refuse_full_disk(folder, needed)}")
-    saver = make_saver(workspace, run, number, training, config, folds.stamp, rows, teachers, device, precision, stop)
+    saver = make_saver(
+        workspace, run, number, training, config, folds.stamp, rows, pixels, teachers, device, precision, stop
+    )
     if resumed := saver.restore():
         print(f"  {resumed}")
     order: EpochOrder = train_batches.batch_sampler
     first_step, num_steps = order.steps_before(training.epoch, training.batch), order.steps_before(config.epochs)
-    terms = make_terms(model, training.averages, teachers, rows, card, config, number, device, precision, first_step)
+    terms = make_terms(training, teachers, rows, card, config, number, device, precision, order, first_step, pixels)
     objective = make_objective(config, facts.task, terms, bool(teachers), rows)
     forecast = TimeForecast(
         num_steps,
@@ -242,7 +244,7 @@ def train_fold(
                 write_snapshot(workspace, run, number, ends.index(result.epoch) + 1, training, card)
             best = training.best_score
             if valid_batches is not None and (best is None or metric.better(result.score, best)):
-                training.best_score, training.best_weights = result.score, copy_weights(model)
+                training.best_score, training.best_weights = result.score, copy_weights(training.model)
             write_log(workspace.log_path(run, number), training)
             saver.save()
             print(describe_epoch(result, config.epochs, metric.name))
@@ -369,4 +371,4 @@ if __name__ == "__main__":
                 rehearsal=arguments.rehearsal,
             )
 
-    run_stage(main_of_each_seed)
+    run_stage(main_of_each_seed, keeps_parts=not arguments.rehearsal)

@@ -34,7 +34,7 @@ def adopt_run(
             raise UserError(f"{found.run_config_path(run)}: made with other settings; now {changes}: take that back")
         adopted = [number for number in numbers if adopt_fold(workspace, found, run, number, fold_stamp, config)]
         any_adopted |= bool(adopted)
-        for path_of in (Workspace.round_path, Workspace.choices_path):  # they speak of the folds
+        for path_of in (Workspace.pixels_path, Workspace.round_path, Workspace.choices_path):  # they speak of the folds
             if adopted and path_of(found, run).exists() and not path_of(workspace, run).exists():
                 write_sealed(path_of(workspace, run), path_of(found, run).read_bytes())
     return any_adopted

@@ -90,6 +90,14 @@ class Workspace:
     def fold_dir(self, run: str, fold: int) -> Path:
         return self.run_dir(run) / ("all-data" if fold == ALL_DATA else f"fold{fold}")
 
+    def cache_dir(self, elsewhere: str = "") -> Path:
+        """Decoded images, for all runs; elsewhere: a folder that the experiment names instead."""
+        return self.root / (elsewhere or "cache")
+
+    def pixels_path(self, run: str) -> Path:
+        """Which pixels the run works on: kfold/setup/pixels.py."""
+        return self.run_dir(run) / "pixels.json"
+
     def config_path(self, name: str) -> Path:
         return self.root / "configs" / f"{name}.yaml"
 
@@ -293,6 +301,7 @@ def register_run(
         for fold_dir in [*folder.glob("fold*"), *folder.glob("all-data")]:
             with locked(fold_dir):
                 pass  # refuses while another process trains a first fold of this run
+        remove_sealed(workspace.pixels_path(run))  # chosen anew
         write_origin(workspace, run, facts, config)
 
 

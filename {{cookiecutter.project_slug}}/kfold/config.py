@@ -7,11 +7,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from kfold.conflicts import contradictions
+from kfold.errors import UserError
+from kfold.needs import idle_words
 from kfold.settings import Contradictions, Settings, build_settings, parse_overrides
 from kfold.strict_yaml import read_yaml
 
@@ -25,15 +27,22 @@ LOSS_NAMES = (
     "smooth_l1",
 )  # fmt: skip
 NOT_TRAINED = (
-    "num_workers",
+    "cache",
+    "cache_folder",
+    "workers",
     "save_minutes",
     "save_batches",
     "tta",
 )  # settings that may change without changing a run's weights
 
 
+MOST_WORKERS = 64
+
+
 class Competition(Settings):
     """What the competition fixes; see competition.yaml."""
+
+    home: ClassVar[str] = "competition.yaml: it is the same for all experiments"
 
     project_name: str  # shown in tables
     kaggle_competition: str = ""  # the slug in the competition's address; empty: no upload
@@ -92,6 +101,13 @@ def to_numbers(value: Any) -> Any:
     return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def check_workers(value: Any) -> Any:
+    is_number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_WORKERS
+    if not is_number and value not in ("auto", "threads"):
+        raise ValueError(f"workers: auto, threads, or 0 to {MOST_WORKERS} loader processes, not {value!r}")
+    return value
+
+
 Names = (BeforeValidator(to_names), Field(strict=False))
 Numbers = (BeforeValidator(to_numbers), Field(strict=False))
 Runs = Annotated[tuple[str, ...], *Names]  # names of runs
@@ -100,10 +116,13 @@ Losses = Annotated[tuple[Literal[LOSS_NAMES], ...], *Names, Field(min_length=1)]
 Size = Annotated[int, Field(ge=8, le=4096)]  # pixels
 Epoch = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+Workers = Annotated[int | Literal["auto", "threads"], BeforeValidator(check_workers)]
 
 
 class Config(Settings):
     """One experiment; configs/<name>.yaml holds only what differs from these defaults. See docs/recipes.md."""
+
+    home: ClassVar[str] = "configs/<name>.yaml: it is of one experiment"
 
     seed: int = Field(42, ge=0)  # order, augmentation and initial weights follow from it
     limit: int = Field(0, ge=0)  # rows of folds.csv to use, for a trial run; 0: all
@@ -238,12 +257,16 @@ class Config(Settings):
     # Machine
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: by device, reason printed
     deterministic: bool = True  # on a GPU: the same bytes from the same settings, at some cost in speed
-    num_workers: int = Field(2, ge=0, le=64)  # loader processes; changes speed only, never a batch
+    cache: Literal["auto", "raw", "jpeg", "off"] = "auto"  # decoded images on the disk; what a run began with stays
+    cache_folder: str = Field("", max_length=1000, pattern=r"^[^\x00]*$")  # for these; empty: cache/
+    workers: Workers = "auto"  # threads, or 0 to 64 loader processes; changes speed only, never a batch
     save_minutes: float = Field(10.0, gt=0)  # between two saves of the state, and one at each epoch's end
     save_batches: int = Field(0, ge=0)  # also after so many batches; 0: by time alone
 
     # Prediction
-    tta: Literal["none", "hflip", "flips", "d4", "scales"] = "none"  # test-time views, see kfold/ensemble/tta.py
+    tta: Literal["none", "hflip", "flips", "rotations", "d4", "scales", "crops"] = (
+        "none"  # test-time views, see kfold/ensemble/tta.py
+    )
 
     @model_validator(mode="after")
     def check_choices(self) -> "Config":
@@ -264,8 +287,14 @@ def load_competition(path: Path) -> Competition:
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read one experiment and apply `key=value` words. Raises UserError that lists every problem."""
-    values = {**read_yaml(path), **parse_overrides(overrides)}
-    return build_settings(Config, values, f"{path.parent.name}/{path.name}" + (" + overrides" if overrides else ""))
+    words, source = (
+        parse_overrides(overrides),
+        f"{path.parent.name}/{path.name}" + (" + overrides" if overrides else ""),
+    )
+    config = build_settings(Config, {**read_yaml(path), **words}, source)
+    if problems := idle_words(config, words):
+        raise UserError(problems).at(source)
+    return config
 
 
 def settings_hash(settings: Settings) -> str:

@@ -1,71 +1,22 @@
 """Choices of an experiment that do not go together, each with its reason: refused before anything is read or trained.
 
-Three tables. NEEDS: keys that do nothing without another choice. CONFLICTS: choices of one experiment that contradict
-each other. TASK_CONFLICTS: choices that make no sense for a task. A text names values by their keys.
+CONFLICTS: choices of one experiment that contradict each other. TASK_CONFLICTS: choices that make no sense for a task.
+A text names values by their keys. Choices that need another one are in needs.py.
 """
 
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from kfold.needs import MARGIN_HEADS, NEEDS
 from kfold.settings import show
 
 if TYPE_CHECKING:
     from kfold.config import Config
 
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # also what Kaggle's data sets keep of a file name
-MARGIN_HEADS = ("arcface", "subcenter_arcface", "cosface")
+POLICIES = ("autoaugment", "randaugment", "trivialaugment")  # of torchvision
 BATCH_LOSSES = ("lovasz", "soft_fbeta")  # of a column of the batch, not of a row
-
-# key -> what it needs, and whether that is there
-NEEDS: dict[str, tuple[str, Callable[["Config"], bool]]] = {
-    "arcface_margin": ("head=arcface or subcenter_arcface", lambda c: c.head in ("arcface", "subcenter_arcface")),
-    "cosface_margin": ("head=cosface", lambda c: c.head == "cosface"),
-    "margin_scale": ("a margin head (head=arcface)", lambda c: c.head in MARGIN_HEADS),
-    "margin_power": ("a margin head (head=arcface)", lambda c: c.head in MARGIN_HEADS),
-    "num_subcenters": ("head=subcenter_arcface", lambda c: c.head == "subcenter_arcface"),
-    "multi_sample_dropout": ("drop_rate above 0: its masks are of that rate", lambda c: c.drop_rate > 0),
-    "mixing_probability": ("mixing", lambda c: bool(c.mixing)),
-    "mixup_alpha": ("mixing=mixup", lambda c: "mixup" in c.mixing),
-    "cutmix_alpha": ("mixing=cutmix", lambda c: "cutmix" in c.mixing),
-    "ricap_beta": ("mixing=ricap", lambda c: "ricap" in c.mixing),
-    "plain_epochs": ("something to leave out: mixing, or more augmentation than light", lambda c: is_augmented(c)),
-    "clean_labels": ("clean_labels_from=<run>", lambda c: bool(c.clean_labels_from)),
-    "clean_labels_from": ("clean_labels above 0, the share of rows to leave out", lambda c: c.clean_labels > 0),
-    "effective_beta": ("class_weights=effective_number", lambda c: c.class_weights == "effective_number"),
-    "focal_gamma": ("loss=focal", lambda c: "focal" in c.loss),
-    "asymmetric_gamma_positive": ("loss=asymmetric", lambda c: "asymmetric" in c.loss),
-    "asymmetric_gamma_negative": ("loss=asymmetric", lambda c: "asymmetric" in c.loss),
-    "asymmetric_clip": ("loss=asymmetric", lambda c: "asymmetric" in c.loss),
-    "fbeta": ("loss=soft_fbeta", lambda c: "soft_fbeta" in c.loss),
-    "triplet_margin": ("triplet_weight above 0", lambda c: c.triplet_weight > 0),
-    "decay_all": ("weight_decay above 0", lambda c: c.weight_decay > 0),
-    "min_lr": ("a schedule that falls, not constant", lambda c: c.schedule != "constant"),
-    "num_cycles": ("schedule=cosine_cycles", lambda c: c.schedule == "cosine_cycles"),
-    "step_epochs": ("schedule=step", lambda c: c.schedule == "step"),
-    "step_factor": ("schedule=step", lambda c: c.schedule == "step"),
-    "plateau_patience": ("schedule=plateau", lambda c: c.schedule == "plateau"),
-    "plateau_factor": ("schedule=plateau", lambda c: c.schedule == "plateau"),
-    "polynomial_power": ("schedule=polynomial", lambda c: c.schedule == "polynomial"),
-    "decay_rate": (
-        "schedule=exponential or inverse_time",
-        lambda c: c.schedule in ("exponential", "inverse_time"),
-    ),
-    "distill_weight": ("distill_from=<run>", lambda c: bool(c.distill_from)),
-    "distill_temperature": ("distill_from=<run>", lambda c: bool(c.distill_from)),
-    "consistency_rampup_epochs": ("consistency_weight above 0", lambda c: c.consistency_weight > 0),
-    "consistency_weight": ("ema_decay: its teacher is the moving average", lambda c: c.ema_decay > 0),
-    "cooldown_epochs": (
-        "pseudo-labels (pseudo_from): without them every epoch is real",
-        lambda c: bool(c.pseudo_from),
-    ),
-}
-
-
-def is_augmented(c: "Config") -> bool:
-    extras = (c.fancy_pca, c.cutout, c.random_erasing, c.crop_scale, c.color_jitter)
-    return bool(c.mixing) or c.augment not in ("none", "light") or any(extras)
-
 
 CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
     # Model
@@ -110,6 +61,19 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
         "progressive={progressive}: sizes must grow",
     ),
     (
+        lambda c: len(c.progressive) == 1,
+        "progressive={progressive}: one size does not grow: name several, or leave it out",
+    ),
+    (
+        lambda c: set(c.multi_scale) == {c.image_size},
+        "multi_scale={multi_scale} is image_size itself and changes nothing: name several sizes, or leave it out",
+    ),
+    (
+        lambda c: c.center_crop < 1 and round(c.image_size / c.center_crop) == c.image_size,  # as eval_transform
+        "center_crop={center_crop} of image_size={image_size} cuts off less than a pixel: make it smaller, or leave it "
+        "out",
+    ),
+    (
         lambda c: len(set(c.mixing)) < len(c.mixing),
         "mixing={mixing} names one twice",
     ),
@@ -120,6 +84,15 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
     (
         lambda c: c.plain_epochs >= c.epochs,
         "plain_epochs={plain_epochs} must be fewer than epochs={epochs}",
+    ),
+    (
+        lambda c: c.workers == "threads" and c.augment in POLICIES,
+        "workers=threads with augment={augment}: it draws from the one generator that the step uses, too: "
+        "workers=auto, or a number of processes",
+    ),
+    (
+        lambda c: c.cache == "off" and bool(c.cache_folder),
+        "cache_folder={cache_folder} with cache=off: nothing is kept there: drop one of them",
     ),
     # Heads and losses
     (
@@ -236,6 +209,22 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
     (
         lambda c: list(c.step_epochs) != sorted(set(c.step_epochs)) or max(c.step_epochs, default=0) >= c.epochs,
         "step_epochs={step_epochs} must grow, and end before epochs={epochs}: after the last one no lr is left to fall",
+    ),
+    # Mixing that ends (plain_epochs) may stay: the loss falls there, which puts a fall of lr off and causes none.
+    *(
+        (lambda c, key=key: c.schedule == "plateau" and bool(getattr(c, key)), f"schedule=plateau with {key}: {reason}")
+        for key, reason in (
+            ("flooding", "lr would fall because the training loss is kept at its level: drop one of them"),
+            (
+                "progressive",
+                "what it watches does not compare between sizes: drop one of them",
+            ),
+        )
+    ),
+    (
+        lambda c: c.schedule == "cosine_cycles" and c.num_cycles > 1 and bool(c.progressive),
+        "progressive with num_cycles={num_cycles}: early snapshots would be of networks that never saw the last size: "
+        "drop one of them",
     ),
     *(
         (

@@ -100,8 +100,8 @@ def check_shared_memory(
         fitting = int(free // MIN_SHARED_PER_WORKER)
         found.warnings.append(
             f"machine: {folder} has {free / 1e6:.0f} MB free, {num_workers} loader processes want "
-            f"{MIN_SHARED_PER_WORKER / 1e6:.0f} MB each: set num_workers={fitting}, or start the container with "
-            f"--shm-size=2g"
+            f"{MIN_SHARED_PER_WORKER / 1e6:.0f} MB each: set workers=threads, or workers={fitting}, or start the "
+            f"container with --shm-size=2g"
         )
 
 
@@ -117,7 +117,7 @@ def check_processors(
     found.notes.append(f"machine: {cores:g} cores{known}, {platform.system()} {platform.machine()}")
     if memory < MIN_MEMORY:
         found.warnings.append(
-            f"machine: only {gigabytes(memory)} of memory: take num_workers=0 and a small batch_size, or more memory"
+            f"machine: only {gigabytes(memory)} of memory: take workers=0 and a small batch_size, or more memory"
         )
 
 

@@ -42,10 +42,10 @@ class Interrupted(BaseException):
     """A signal or a time limit ends the work; what is finished is kept. No Exception, so that none swallows it."""
 
 
-def run_stage(stage: Callable[[], object]) -> None:
+def run_stage(stage: Callable[[], object], keeps_parts: bool = True) -> None:
     """Call a stage script's main; print a UserError as plain lines on stderr and exit with 2.
 
-    SIGTERM, Ctrl-C and a time limit exit with 75: run the same command again.
+    SIGTERM, Ctrl-C and a time limit exit with 75: run the same command again. keeps_parts: whether it then goes on.
     """
 
     def interrupt(number: int, _: FrameType | None) -> None:
@@ -60,6 +60,8 @@ def run_stage(stage: Callable[[], object]) -> None:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as reason:
-        again = "without --overwrite" if "--overwrite" in sys.argv else "finished parts are kept"
+        again = "finished parts are kept" if keeps_parts else "it begins anew (no run was changed)"
+        if "--overwrite" in sys.argv:
+            again = "without --overwrite"
         print(f"interrupted: {reason}: run the same command again, {again}", file=sys.stderr)
         sys.exit(TRY_AGAIN)

@@ -25,6 +25,7 @@ from kfold.report.spreadsheet import to_spreadsheet
 from kfold.seeds import seed_of
 from kfold.training.averaging import refresh_batch_norm
 from kfold.training.loop import Recipe, keep_frozen
+from kfold.training.memory import split_rows
 from kfold.training.precision import Precision
 from kfold.training.predicting import predict_logits, same, to_target_units
 from kfold.training.state import Training
@@ -77,7 +78,7 @@ def write_weights(
         weights["ema"] = copy_weights(training.averages.ema.module)
     if training.averages.swa is not None:
         average = training.averages.swa.module
-        refresh_statistics(average, train_batches, card, recipe, device, between_batches)
+        refresh_statistics(average, train_batches, card, recipe, training.accumulate, device, between_batches)
         weights["swa"] = copy_weights(average)
     for kind, tensors in weights.items():
         atomic_write(workspace.weights_path(run, number, kind), weights_to_bytes(tensors, card))
@@ -89,15 +90,22 @@ def refresh_statistics(
     train_batches: DataLoader,
     card: ModelCard,
     recipe: Recipe,
+    accumulate: int,
     device: torch.device,
     between_batches: Callable[[], None],
 ) -> None:
-    """BatchNorm's statistics of an average of weights, taken anew on one more epoch of batches."""
+    """BatchNorm's statistics of an average of weights, taken anew on one more epoch of batches.
+
+    accumulate: parts that a batch is split into. BatchNorm sees one of them at a time, as in training, and each part
+    counts alike. Of equally large parts its mean is that of whole batches, given the same inputs; its variance is the
+    mean of the parts' unbiased ones, which estimates the same.
+    """
     torch.manual_seed(seed_of(recipe.seed, recipe.fold, "refresh"))  # dropout is on in that pass
 
     def images() -> Iterator[torch.Tensor]:
         for batch in read_batches(train_batches, recipe.epochs):
-            yield normalize(batch.images.to(device), card.mean, card.std)
+            for rows in split_rows(len(batch.images), accumulate):
+                yield normalize(batch.images[rows].to(device), card.mean, card.std)
             between_batches()
 
     refresh_batch_norm(average, images(), partial(keep_frozen, recipe=recipe, epoch=recipe.epochs))

@@ -123,6 +123,6 @@ def predict_test(pending: Sequence[Pending]) -> Iterator[tuple[Pending, np.ndarr
             wanted = [one for fold in group for one in fold.wanted]
             unreadable: dict[int, str] = {}
             job = group[0].job
-            seen = iter(predict_rows(wanted, job.test_ids, job.facts.test_images, unreadable))
+            seen = iter(predict_rows(wanted, job.test_ids, job.facts.test_images, unreadable, times=len(groups)))
             for fold in group:
                 yield fold, mix([next(seen).values for _ in fold.shares], fold.shares), unreadable

@@ -15,8 +15,9 @@ from kfold.config import Competition, Config
 from kfold.data.augment import eval_transform
 from kfold.data.folds import Folds
 from kfold.data.images import image_paths
-from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
+from kfold.data.loader import EpochOrder, Images, ThreadLoader, make_loader, read_batches
 from kfold.data.targets import Targets
+from kfold.data.workers import workers_for
 from kfold.engines.held import Held
 from kfold.engines.inference import Inference, device_of
 from kfold.engines.one_pass import Look, Seen, look_at_all
@@ -26,6 +27,7 @@ from kfold.errors import UserError
 from kfold.metrics import Metric
 from kfold.model.build import has_fixed_input
 from kfold.model.weights import ModelCard, load_model, normalize
+from kfold.setup.pixels import read_record, recorded_pixels
 from kfold.training.precision import choose_device
 
 
@@ -45,6 +47,7 @@ class Job:
     test_ids: np.ndarray
     held: Held[Ready]
     inference: Inference = Inference()
+    workers: dict[str, int | str] = field(default_factory=dict)  # that get the images of a folder ready
     done: dict[tuple[int, str, str], tuple[np.ndarray, float]] = field(default_factory=dict)
 
     @property
@@ -61,10 +64,11 @@ class Job:
         return 2 * self.config.batch_size
 
     @property
-    def reading(self) -> tuple[int, float, int, str]:
+    def reading(self) -> tuple[object, ...]:
         """Runs that agree in it can share a pass; the batch's size counts, because sums depend on it in their last
         digit: a run has the same predictions alone and in company."""
-        return self.config.image_size, self.config.center_crop, self.batch_size, self.device.type
+        rule = read_record(self.workspace, self.run)  # of the pixels
+        return self.config.image_size, self.config.center_crop, self.batch_size, self.device.type, rule
 
     def held_out_ids(self, number: int) -> np.ndarray:
         return self.folds.ids[self.folds.fold == number]
@@ -76,17 +80,25 @@ class Job:
         ids, name = self.test_ids, self.facts.test_images
         if self.numbers:
             ids, name = self.held_out_ids(self.numbers[0]), self.facts.train_images
-        (batch,) = read_batches(self.batches(ids[: self.batch_size], name)[0])
-        return batch.images
+        images = self.images(ids[: self.batch_size], name)[0]
+        return images.__getitems__([(0, row) for row in range(len(images))]).images
 
-    def batches(self, ids: np.ndarray, image_dir_name: str) -> tuple[DataLoader, dict[int, str]]:
-        """Batches of the images in order, and the rows whose id leads out of the folder, with what is wrong."""
-        image_dir = self.workspace.data_path(self.facts, image_dir_name)
+    def images(self, ids: np.ndarray, image_dir_name: str, times: int = 1) -> tuple[Images, dict[int, str]]:
+        """The images as the run's models see them, and the rows whose id leads out of the folder, with what is wrong.
+
+        times: that they are going to be read.
+        """
+        image_dir, size = self.workspace.data_path(self.facts, image_dir_name), self.config.image_size
         paths, refused = image_paths(image_dir, ids, self.facts.image_suffix)
-        size = self.config.image_size
-        images = Images(paths, np.zeros((len(paths), 0)), eval_transform(size, self.config.center_crop), size)
-        order = EpochOrder(len(paths), self.batch_size, False)
-        return make_loader(images, order, self.config.num_workers, self.device), refused
+        pixels = recorded_pixels(self.workspace, self.run, self.config, paths, times, lambda: None)
+        transform = eval_transform(size, self.config.center_crop)
+        return Images(paths, np.zeros((len(paths), 0)), transform, size, read=pixels.reader(paths)), refused
+
+    def batches(self, images: Images, image_dir_name: str) -> DataLoader | ThreadLoader:
+        order = EpochOrder(len(images), self.batch_size, False)
+        if image_dir_name not in self.workers:
+            self.workers[image_dir_name] = workers_for(images, order, self.config.workers, self.device)
+        return make_loader(images, order, self.workers[image_dir_name], self.device)
 
 
 @dataclass(frozen=True)
@@ -138,16 +150,18 @@ def predict_rows(
     image_dir_name: str,
     unreadable: dict[int, str] | None = None,
     timed: bool = False,
+    times: int = 1,
 ) -> list[Seen]:
-    """One pass over the images for all that is wanted, whose jobs agree in `reading`.
+    """One pass, of so many `times`, over the images for all that is wanted, whose jobs agree in `reading`.
 
     Rows of unreadable images, and of ids that lead out of their folder, go into `unreadable`; without it they raise.
     """
     job = wanted[0].job
     looks = [make_look(one) for one in wanted]
-    loader, refused = job.batches(ids, image_dir_name)
+    images, refused = job.images(ids, image_dir_name, times)
     if refused and unreadable is None:
         raise UserError(list(refused.values()))
+    loader = job.batches(images, image_dir_name)
     folds = sorted({one.path.parent.name for one in wanted})
     title = f"{image_dir_name} {' '.join(folds)} x {sum(len(look.views) for look in looks) // len(folds)}"
     batches = tqdm(read_batches(loader), title, len(loader), disable=None, leave=False)

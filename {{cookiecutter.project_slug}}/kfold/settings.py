@@ -4,7 +4,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -22,6 +22,8 @@ class Contradictions(ValueError):
 
 
 class Settings(BaseModel):
+    home: ClassVar[str] = ""  # where its keys are written, for one that stands elsewhere
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @model_validator(mode="after")
@@ -68,16 +70,39 @@ def describe_problem(kind: type[Settings], source: str, problem: Any) -> list[st
     """The lines for one of pydantic's problems."""
     key = ".".join(str(part) for part in problem["loc"])[:100]
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(kind.model_fields)}"
-        return [f"{source}: unknown key '{key}': {hint}"]
+        return [f"{source}: unknown key '{key}': {hint_for_key(kind, key)}"]
     if problem["type"] == "missing":
         return [f"{source}: '{key}' is missing: add a line `{key}: ...`"]
     if problem["type"] == "value_error":
         error = problem["ctx"]["error"]
         return [f"{source}: {text}" for text in getattr(error, "problems", [error])]
     said = problem["msg"][0].lower() + problem["msg"][1:].replace("tuple", "list")
-    return [f"{source}: {key}: {said}, not {reprlib.repr(problem['input'])}"]
+    return [f"{source}: {key}: {said}, not {reprlib.repr(problem['input'])}{hint_for_value(kind, problem)}"]
+
+
+def hint_for_key(kind: type[Settings], key: str) -> str:
+    """What to write in the place of a key that the settings do not have."""
+    for other in Settings.__subclasses__():
+        if other.home and key in other.model_fields:
+            return f"it belongs to {other.home}"
+    near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"known keys: {', '.join(kind.model_fields)}"
+
+
+def hint_for_value(kind: type[Settings], problem: Any) -> str:
+    """`: did you mean adamw?` for what is near an allowed value, or meant as none of a list; empty for others."""
+    key, value = problem["loc"][0], problem["input"]
+    if (
+        key in kind.model_fields
+        and kind.model_fields[key].default == ()
+        and value in ("", "none", "None", "null", "off", "no", None, False)
+    ):
+        return f": to have none, leave {key} out, or write {key}=[]"
+    if problem["type"] == "literal_error" and isinstance(value, str):
+        allowed = re.findall("'([^']*)'", problem["ctx"]["expected"])
+        near = difflib.get_close_matches(value.lower()[:100], allowed, n=1)
+        return f": did you mean {near[0]}?" if near else ""
+    return ""
 
 
 def settings_to_yaml(settings: Settings) -> str:

@@ -39,8 +39,8 @@ from kfold.verify_fold import (
 )
 
 OF_A_RUN = ("config.yaml", "competition.yaml", "environment.json")  # each run has them
-WRITTEN_BY_STAGES = (*OF_A_RUN, "choices.csv", "round.json", "tuned.json", "blend.csv", "correlation.csv",
-                     "importance.csv", "importance.png")  # fmt: skip
+WRITTEN_BY_STAGES = (*OF_A_RUN, "pixels.json", "choices.csv", "round.json", "tuned.json", "blend.csv",
+                     "correlation.csv", "importance.csv", "importance.png")  # fmt: skip
 
 
 def verify_shared(workspace: Workspace) -> list[str]:

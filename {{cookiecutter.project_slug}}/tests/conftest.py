@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -18,6 +19,10 @@ def block_network() -> None:
 
 
 block_network()
+
+# A slow moment of the machine is no failure, and claims about time are in no test.
+settings.register_profile("kfold", deadline=None)
+settings.load_profile("kfold")
 
 
 @pytest.fixture

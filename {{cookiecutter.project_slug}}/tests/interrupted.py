@@ -18,41 +18,43 @@ from kfold.errors import Interrupted
 from kfold.stopping import Stop
 
 OPTIONS = {  # name -> key=value words; each with the loader processes that it is tried with
-    "plain": ["num_workers=0"],
-    "workers": ["num_workers=1", "drop_rate=0.3", "augment=heavy"],
-    "bfloat16": ["num_workers=0", "precision=bfloat16", "select=best"],
-    "float16": ["num_workers=2", "precision=float16"],
-    "accumulate": ["num_workers=4", "accumulate=4"],
-    "ema": ["num_workers=0", "ema_decay=0.9", "select=ema", "optimizer=sgd", "lr=0.01"],
+    "plain": ["workers=0"],
+    "workers": ["workers=1", "drop_rate=0.3", "augment=heavy"],
+    "bfloat16": ["workers=0", "precision=bfloat16", "select=best"],
+    "float16": ["workers=2", "precision=float16"],
+    "accumulate": ["workers=4", "accumulate=4"],
+    "ema": ["workers=0", "ema_decay=0.9", "select=ema", "optimizer=sgd", "lr=0.01"],
     "optimisation": [
-        "num_workers=0", "optimizer=adan", "scale_lr=true", "lr=0.05", "layer_decay=0.7", "weight_decay=0.01",
+        "workers=0", "optimizer=adan", "scale_lr=true", "lr=0.05", "layer_decay=0.7", "weight_decay=0.01",
         "clip_grad=0.5", "accumulate=2", "schedule=plateau", "plateau_patience=0", "early_stopping=2",
     ],
-    "swa": ["num_workers=2", "swa_from_epoch=1", "select=swa"],
-    "snapshots": ["num_workers=0", "schedule=cosine_cycles", "num_cycles=3", "select=snapshots"],
+    "swa": ["workers=2", "swa_from_epoch=1", "select=swa"],
+    "snapshots": ["workers=0", "schedule=cosine_cycles", "num_cycles=3", "select=snapshots"],
     "everything": [
-        "num_workers=1", "ema_decay=0.9", "swa_from_epoch=2", "schedule=cosine_cycles", "num_cycles=2",
+        "workers=1", "ema_decay=0.9", "swa_from_epoch=2", "schedule=cosine_cycles", "num_cycles=2",
         "accumulate=2", "precision=bfloat16", "drop_rate=0.2", "augment=medium", "select=best", "optimizer=adamw",
     ],
-    "pseudo": ["num_workers=0", "pseudo_from=teacher", "pseudo_threshold=0.0", "cooldown_epochs=1"],
-    "distillation": ["num_workers=2", "distill_from=teacher"],
+    "pseudo": ["workers=0", "pseudo_from=teacher", "pseudo_threshold=0.0", "cooldown_epochs=1"],
+    "distillation": ["workers=2", "distill_from=teacher"],
     "losses": [
-        "num_workers=0", "loss=[cross_entropy, focal]", "loss_weights=[1, 0.5]", "label_smoothing=0.1", "accumulate=2",
+        "workers=0", "loss=[cross_entropy, focal]", "loss_weights=[1, 0.5]", "label_smoothing=0.1", "accumulate=2",
         "class_weights=effective_number", "ohem_share=0.7", "triplet_weight=1", "center_weight=0.01", "l1_penalty=1e-6",
         "ema_decay=0.9", "select=ema",
     ],
     "architecture": [
-        "num_workers=1", "pooling=gem", "neck=bnneck", "head=subcenter_arcface", "margin_scale=0", "norm=ibn",
+        "workers=1", "pooling=gem", "neck=bnneck", "head=subcenter_arcface", "margin_scale=0", "norm=ibn",
         "zero_gamma=on", "drop_rate=0.2", "multi_sample_dropout=3", "drop_path_rate=0.2", "accumulate=2",
         "precision=bfloat16", "ema_decay=0.9", "select=ema",
     ],
     "data_switches": [
-        "num_workers=2", "augment=trivialaugment", "crop_scale=0.4", "color_jitter=0.3", "fancy_pca=0.5", "cutout=0.5",
+        "workers=2", "augment=trivialaugment", "crop_scale=0.4", "color_jitter=0.3", "fancy_pca=0.5", "cutout=0.5",
         "random_erasing=0.5", "mixing=[mixup,cutmix,ricap]", "mixing_probability=0.8", "plain_epochs=1",
         "multi_scale=[24,32,40]", "center_crop=0.875", "input_statistics=dataset", "sampler=square_root",
         "clean_labels=0.1", "clean_labels_from=teacher", "accumulate=2", "ema_decay=0.9",
     ],
-    "mean_teacher": ["num_workers=1", "ema_decay=0.9", "consistency_weight=1.0", "accumulate=2"],
+    "mean_teacher": [
+        "workers=1", "ema_decay=0.9", "consistency_weight=1.0", "accumulate=2", "augment=heavy", "plain_epochs=1",
+    ],
 }  # fmt: skip
 NOT_COMPARED = ("minutes", "images_per_second", "files", "manifest_sha256")  # of a manifest: the first two are times
 NUM_BATCHES = 9  # of each: 3 epochs of 3 batches

@@ -23,7 +23,7 @@ LEVELS: dict[str, tuple[str, ...]] = {  # factor -> its levels as key=value word
         "select=best",
         "schedule=cosine_cycles num_cycles=2 select=snapshots",
     ),
-    "workers": (OFF, "num_workers=2"),
+    "workers": (OFF, "workers=2"),
     "loss": (
         OFF,
         "loss=focal focal_gamma=1.5",

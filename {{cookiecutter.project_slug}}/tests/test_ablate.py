@@ -200,7 +200,7 @@ def plan(root: Path, switches: list[str], base: list[str] = (), stamp: str = "fo
 
 def test_every_mistake_of_every_switch_is_named_at_once(settings):
     switches = [
-        "lr=0.01", "lr=0.003", "num_workers=1", "epoch=3", "seed=5", "limit=50", "lr=0.01", "focal_gamma=3", "loss",
+        "lr=0.01", "lr=0.003", "workers=1", "epoch=3", "seed=5", "limit=50", "lr=0.01", "focal_gamma=3", "loss",
         "triplet_weight=1 mixing=mixup", "backbone=resnet81", "pseudo_from=teacher",
     ]  # fmt: skip
     with pytest.raises(UserError) as error:
@@ -208,7 +208,7 @@ def test_every_mistake_of_every_switch_is_named_at_once(settings):
     problems = error.value.problems
     for switch, text in [
         ("lr=0.003", "changes nothing, the baseline has it"),
-        ("num_workers=1", "changes nothing that is trained"),
+        ("workers=1", "changes nothing that is trained"),
         ("epoch=3", "did you mean epochs?"),
         ("seed=5", "--seeds"),
         ("limit=50", "--base limit=50"),
@@ -237,7 +237,7 @@ def test_a_switch_takes_several_words_and_wins_over_the_base(settings):
 def test_names_of_trainings_follow_settings_and_folds_alone(settings):
     names = {
         variant.run(1)
-        for base, stamp in (([], "folds"), (["num_workers=3"], "folds"), ([], "others"))
+        for base, stamp in (([], "folds"), (["workers=3"], "folds"), ([], "others"))
         for variant in plan(settings, ["lr=0.01"], base, stamp)
     }
     assert len(names) == 4  # two variants on two foldings; loader processes change nothing
@@ -353,7 +353,8 @@ def test_a_ruined_training_hurts_and_a_switch_of_no_account_is_within_noise(abla
     assert table.loc[SWITCHES[1], "verdict"] == "within noise"
     assert 0.3 < table.loc[SWITCHES[1], "cost"] < 3
     assert "6 trainings, of which 0 were done before" in output
-    assert "training 3 of 6: lr=1e-9 min_lr=1e-9, seed 1, fold 0 (about " in output
+    assert "training 2 of 6: lr=1e-9 min_lr=1e-9, seed 1, fold 0 (about " in output
+    assert "training 4 of 6: baseline, seed 2, fold 0 (about " in output
     assert "hurts" in output.split("95% interval")[-1]
 
 
@@ -435,10 +436,22 @@ def plan_of(root: Path):
 
 def test_more_seeds_and_switches_train_only_what_is_new(copy_of_ablated, trained_now):
     ablate.main(["epochs=1"], seeds="2..3", name="other", root=copy_of_ablated)
-    assert trained_now == ["seed=3", "epochs=1 seed=2", "epochs=1 seed=3"]
+    assert trained_now == ["epochs=1 seed=2", "seed=3", "epochs=1 seed=3"]
     table = pd.read_csv(copy_of_ablated / "runs" / "ablations" / "other.csv").set_index("switch")
     assert table.loc["epochs=1", "cost"] < 0.7  # of 3 epochs
     assert (copy_of_ablated / "runs" / "ablations" / "baseline.csv").exists()
+
+
+def test_a_table_is_not_replaced_by_one_without_its_lines(copy_of_ablated, trained_now):
+    table = copy_of_ablated / "runs" / "ablations" / "baseline.csv"
+    before = table.read_bytes()
+    for switches, options in ((SWITCHES[:1], {}), (SWITCHES, {"fold": "1"}), (SWITCHES, {"base": ["lr=0.02"]})):
+        with pytest.raises(UserError, match=r"another command: give this one a --name, .*--fold 0 --seeds 2 'lr=1e-9"):
+            ablate.main(switches, seeds=SEEDS, root=copy_of_ablated, **options)
+    assert table.read_bytes() == before
+    ablate.main(SWITCHES[:1], seeds=SEEDS, root=copy_of_ablated, name="first")
+    ablate.main(SWITCHES[::-1], seeds=SEEDS, root=copy_of_ablated)  # all its lines are there
+    assert trained_now == []
 
 
 def test_a_switch_that_fails_is_listed_and_the_others_are_measured(copy_of_ablated, monkeypatch, capsys):
@@ -465,7 +478,7 @@ def test_a_switch_that_fails_is_listed_and_the_others_are_measured(copy_of_ablat
     assert table.loc["epochs=2", "problem"] == "seed 1, fold 0: the GPU's memory is full"
     assert "Traceback" in capsys.readouterr().err  # of the fault, for whoever mends it
     with pytest.raises(UserError, match="the baseline failed"):
-        ablate.main(SWITCHES, base=["epochs=2"], root=copy_of_ablated)
+        ablate.main(SWITCHES, base=["epochs=2"], name="other", root=copy_of_ablated)
 
 
 def test_a_changed_out_of_fold_file_fails_its_switch_by_name(copy_of_ablated):
@@ -489,6 +502,29 @@ def test_overwrite_forgets_all_of_the_table_first_and_nothing_else(copy_of_ablat
     gone = {variant.run(seed) for variant in plan_of(copy_of_ablated) for seed in (1, 2)}
     assert len(kept) == 6 - len(gone)
     assert not kept & gone
+
+
+def test_a_switch_that_lowers_an_error_gains_what_the_files_say(plain, tmp_path, capsys):
+    root = new_root(plain, tmp_path / "root", "folds.csv", "configs", "runs")
+    write_settings(root, "regression", epochs=2, batch_size=8, lr=1e-9, min_lr=1e-9)
+    facts = root / "competition.yaml"
+    facts.write_text(facts.read_text().replace("metric: r2", "metric: rmse"))
+    make_folds.main(root=root)
+    ablate.main(["lr=0.01"], seeds="2", root=root)
+    table = pd.read_csv(root / "runs" / "ablations" / "baseline.csv").set_index("switch")
+    truth = pd.read_csv(root / "folds.csv", dtype=str).set_index("id")["label"].astype(float)
+    errors = {"baseline": [], "lr=0.01": []}
+    for path in (root / "runs" / "ablations").glob("*/fold0/oof.parquet"):
+        oof = pd.read_parquet(path).set_index("id")["p_label"]
+        kind = "lr=0.01" if "\nlr: 0.01\n" in (path.parents[1] / "config.yaml").read_text() else "baseline"
+        errors[kind].append(np.sqrt(np.mean((oof - truth[oof.index]) ** 2)))
+    error_of = {kind: np.mean(values) for kind, values in errors.items()}
+    assert error_of["lr=0.01"] < error_of["baseline"]
+    assert table["score"].to_dict() == pytest.approx(error_of, rel=1e-4)
+    gain = error_of["baseline"] - error_of["lr=0.01"]
+    assert table.loc["lr=0.01", "gain"] == pytest.approx(gain, rel=1e-3)
+    assert table.loc["lr=0.01", "gain_low"] < gain < table.loc["lr=0.01", "gain_high"]
+    assert "rmse (smaller is better)" in capsys.readouterr().out
 
 
 def test_regression_on_all_folds_of_a_trial_with_groups(plain, tmp_path, monkeypatch, capsys):

@@ -262,7 +262,7 @@ PATHS = st.lists(NAMES, min_size=1, max_size=4).map("/".join)
 
 
 @given(st.dictionaries(PATHS, st.binary(max_size=300), min_size=1, max_size=8), st.sampled_from(FORMATS))
-@settings(max_examples=count(60, 2000), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=count(60, 2000), suppress_health_check=list(HealthCheck))
 def test_any_tree_survives_or_its_odd_name_is_refused(tree, form):
     entries = [Entry(name, "file", 1) for name in tree]
     is_good = not any(map(find_odd, entries)) and not find_clashes(entries)
@@ -280,7 +280,7 @@ def test_any_tree_survives_or_its_odd_name_is_refused(tree, form):
 
 
 @given(st.lists(PATHS, min_size=2, max_size=6, unique=True))
-@settings(max_examples=count(100, 2000), deadline=None)
+@settings(max_examples=count(100, 2000))
 def test_names_that_a_disk_may_take_for_one_always_clash(names):
     for change in (str.upper, str.lower, lambda name: unicodedata.normalize("NFD", name)):
         changed = change(names[0])

@@ -318,8 +318,8 @@ def test_a_run_is_not_mixed_from_two_settings(workspace):
     assert "now lr=0.001: take back the change, give the new run a name" in problem
     (problem,) = problems_of(artifacts.register_run, workspace, "base", FACTS, Config(lr=1e-3), [1], True)
     assert "lr=0.001" in problem
-    artifacts.register_run(workspace, "base", FACTS, Config(num_workers=0), [1], False)
-    assert load_config(workspace.run_config_path("base")) == Config(num_workers=0)  # which changes no weight
+    artifacts.register_run(workspace, "base", FACTS, Config(workers=0), [1], False)
+    assert load_config(workspace.run_config_path("base")) == Config(workers=0)  # which changes no weight
 
 
 def test_overwriting_every_fold_takes_the_new_settings(workspace):

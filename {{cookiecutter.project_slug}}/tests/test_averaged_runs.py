@@ -72,7 +72,7 @@ def test_swa_is_the_mean_of_its_epochs_with_statistics_of_its_own(trained):
 
 
 def test_training_twice_gives_the_same_bytes_of_every_kind(trained, tmp_path):
-    root = prepare(tmp_path, "multiclass", 150, 40, **{**EVERYTHING, "num_workers": 2})
+    root = prepare(tmp_path, "multiclass", 150, 40, **{**EVERYTHING, "workers": 2})
     train.main(fold="1", root=root)
     for kind in KINDS:
         again, first = (Workspace(folder).weights_path("baseline", 1, kind) for folder in (root, trained))
@@ -85,7 +85,7 @@ def test_all_weights_and_views_are_scored_and_one_of_each_is_taken(copy_of_train
     output = capsys.readouterr().out
     choices = pd.read_csv(Workspace(root).choices_path("baseline")).set_index(["what", "name"])
     assert list(choices.loc["weights"].index) == ["last", "ema", "swa", "snapshots", "climbed", "best"]
-    assert list(choices.loc["tta"].index) == ["none", "hflip", "flips", "d4", "scales"]
+    assert list(choices.loc["tta"].index) == ["none", "hflip", "flips", "rotations", "d4", "scales", "crops"]
     assert (choices["milliseconds"] > 0).all()
     taken = choices[choices["chosen"]].reset_index()
     assert list(taken["what"]) == ["weights", "tta"]
@@ -207,7 +207,7 @@ def test_a_teacher_that_saw_the_fold_is_refused(copy_of_trained):
 
 
 def test_a_teacher_that_is_not_trained_is_named(copy_of_trained):
-    with pytest.raises(UserError, match=r"distill_from names run missing, which is not trained there"):
+    with pytest.raises(UserError, match=r"run missing is not trained there"):
         train.main(fold="0", name="student", overrides=["distill_from=[missing]"], root=copy_of_trained)
 
 

@@ -42,7 +42,7 @@ def test_the_decay_grows_to_its_final_value_and_never_beyond(num_averaged, decay
     assert ema_decay(10**9, decay) == decay
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 12), st.floats(0, 0.99))
 def test_ema_is_the_sum_of_all_states_with_the_weights_of_its_formula(num_steps, decay):
     model = make_net()
@@ -70,7 +70,7 @@ def test_ema_of_a_model_that_stands_still_is_the_model():
         assert torch.allclose(tensor, model.state_dict()[name])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(1, 8))
 def test_swa_is_the_equal_mean_of_the_parameters_by_hand(num_states):
     model = make_net()

@@ -66,7 +66,7 @@ def test_the_mean_weighs_all_runs_alike_and_ignores_the_targets(task):
 
 @pytest.mark.parametrize("task", CLASSIFICATION)
 @given(num_rows, num_runs, seeds)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_geometric_mean_of_equal_runs_is_the_run(task, num_rows, num_runs, seed):
     rows, targets = make_rows(task, num_rows, 1, seed)
     equal = Rows(np.repeat(rows.predictions, num_runs, axis=0), rows.fold)
@@ -75,7 +75,7 @@ def test_the_geometric_mean_of_equal_runs_is_the_run(task, num_rows, num_runs, s
 
 
 @given(num_rows, num_runs, seeds, st.booleans())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_geometric_mean_of_classes_is_in_proportion_to_the_root_of_the_product(rows, runs, seed, is_coarse):
     rows, targets = make_rows("multiclass", rows, runs, seed, is_coarse)
     predictions = geometric_mean(rows, targets, "multiclass", resolve_metric("auto", "multiclass")).predict(rows)
@@ -97,7 +97,7 @@ BENT = (lambda p: 0.5 * p + 0.1, lambda p: p**3, np.exp, lambda p: -1 / (1 + p))
 
 @pytest.mark.parametrize("task", CLASSIFICATION)
 @given(num_rows, num_runs, seeds)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_rank_mean_ignores_any_monotone_transform_of_a_run_within_a_fold(task, num_rows, num_runs, seed):
     rows, targets = make_rows(task, num_rows, num_runs, seed)
     grid = np.rint(rows.predictions * 32).astype(np.float32) / 32  # coarse enough that no transform makes ties
@@ -125,7 +125,7 @@ def test_ranks_are_taken_within_the_fold_and_the_column_and_ties_share_theirs():
 
 @pytest.mark.parametrize(("task", "name"), CLIMBED)
 @given(num_rows, num_runs, seeds, st.booleans())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_hill_climbing_is_never_worse_than_the_best_single_run_that_it_saw(task, name, rows, runs, seed, is_coarse):
     rows, targets = make_rows(task, rows, runs, seed, is_coarse)
     metric = resolve_metric(name, task)
@@ -175,7 +175,7 @@ def test_where_the_score_is_undefined_the_first_run_is_taken():
 
 @pytest.mark.parametrize(("task", "name"), sorted(FAST_SCORERS))
 @given(num_rows, num_runs, seeds, st.booleans(), st.lists(st.integers(0, 5), max_size=5))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_fast_scorers_give_the_numbers_of_the_metric(task, name, rows, runs, seed, is_coarse, picks):
     rows, targets = make_rows(task, rows, runs, seed, is_coarse)
     metric = resolve_metric(name, task)
@@ -273,7 +273,7 @@ def loss_of(task: str, targets: np.ndarray, predictions: np.ndarray) -> float:
 
 @pytest.mark.parametrize("task", TASKS)
 @given(num_rows, num_runs, seeds)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_simplex_weights_lose_no_more_than_equal_weights_or_any_single_run(task, num_rows, num_runs, seed):
     rows, targets = make_rows(task, num_rows, num_runs, seed)
     fitted = simplex(rows, targets, task, resolve_metric("auto", task))
@@ -303,7 +303,7 @@ def test_a_solver_that_gives_up_costs_nothing(monkeypatch):
 
 @pytest.mark.parametrize("task", TASKS)
 @given(num_rows, num_runs, seeds)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_gradients_are_those_of_finite_differences(task, num_rows, num_runs, seed):
     rows, targets = make_rows(task, num_rows, num_runs, seed)
     loss = squared_error(rows.predictions, targets) if task == "regression" else mixture_loss(rows, targets, task)

@@ -1,6 +1,7 @@
 """kfold/config.py: strict reading, every problem at once, nothing lost on the way to a file and back."""
 
 import math
+import types
 import typing
 
 import pytest
@@ -213,6 +214,14 @@ def test_an_unknown_override_names_its_nearest_neighbour(write):
     assert "overrides: unknown key 'epoch': did you mean epochs?" in problem
 
 
+@pytest.mark.parametrize("value", ["-1", "65", "true", "2.0", "two", "[2]", '""'])
+def test_workers_are_threads_or_a_number_of_processes(write, value):
+    (problem,) = problems_of(load_config, write(""), [f"workers={value}"])
+    assert "workers: auto, threads, or 0 to 64 loader processes, not " in problem
+    for wish in ("auto", "threads", "0", "64"):
+        assert str(load_config(write(""), [f"workers={wish}"]).workers) == wish
+
+
 # To a file and back
 
 # PyYAML writes U+0085, U+2028 and U+2029 as line breaks, which do not come back. The template refuses them in answers.
@@ -223,6 +232,8 @@ TEXT |= st.sampled_from(["1e-3", "1e5", "no", "010", "7", ".5", "null", "~", "tr
 def any_value(annotation: object) -> st.SearchStrategy:
     if typing.get_origin(annotation) is typing.Literal:
         return st.sampled_from(typing.get_args(annotation))
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return st.one_of([any_value(kind) for kind in typing.get_args(annotation)])
     if typing.get_origin(annotation) is tuple:
         return st.lists(TEXT, max_size=3).map(tuple)
     return {str: TEXT, int: st.integers(0, 30), float: st.floats(0, 1), bool: st.booleans()}[annotation]
@@ -276,7 +287,7 @@ def test_a_contradiction_is_refused_with_its_reason(words, reason):
 
 def test_the_hash_follows_what_training_depends_on_and_nothing_else():
     base = settings_hash(Config())
-    assert settings_hash(Config(num_workers=0)) == base
+    assert settings_hash(Config(workers=0)) == base
     assert settings_hash(Config(tta="d4")) == base
     assert settings_hash(Config(lr=1e-3)) != base
     assert settings_hash(Config(seed=1)) != base

@@ -1,11 +1,20 @@
 """Contradictory choices are refused at the start, each with its reason: the whole of the three tables."""
 
+import itertools
+
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kfold.config import Config, load_config
-from kfold.conflicts import CONFLICTS, NEEDS, TASK_CONFLICTS, contradictions, task_contradictions
+from kfold.conflicts import CONFLICTS, TASK_CONFLICTS, contradictions, task_contradictions
+from kfold.data.augment import eval_transform
+from kfold.data.sizes import growing_sizes
 from kfold.errors import UserError
+from kfold.needs import NEEDS, waiting_keys
 from kfold.settings import parse_overrides
+from kfold.training.schedules import cycle_ends
 
 CASES = {  # words that contradict each other, and what the line must say; without the last word they go together
     "pretrained_path=w.pth pretrained=false": "drop one of them",
@@ -20,6 +29,9 @@ CASES = {  # words that contradict each other, and what the line must say; witho
     "progressive=[128,160] multi_scale=[128,160]": "both choose the size",
     "head=ordinal loss=binary_cross_entropy": "its logits are log probabilities",
     "progressive=[32,16]": "sizes must grow",
+    "progressive=[32]": "one size does not grow",
+    "image_size=64 multi_scale=[64,64]": "multi_scale=[64,64] is image_size itself",
+    "image_size=32 center_crop=0.99": "cuts off less than a pixel",
     "mixing=[mixup,mixup]": "mixing=[mixup,mixup] names one twice",
     "class_weights=inverse_log prior_bias=true": "other shares than the rows have",
     "triplet_weight=1.0 pseudo_from=a pseudo_targets=soft": "triplet_weight with pseudo_targets=soft",
@@ -49,6 +61,9 @@ CASES = {  # words that contradict each other, and what the line must say; witho
     "freeze_epochs=10": "freeze_epochs=10 must be fewer than epochs=10",
     "schedule=cosine_cycles num_cycles=11": "more cycles than epochs",
     "min_lr=1.0": "min_lr=1.0 is above lr=0.0003",
+    "flooding=0.1 schedule=plateau": "schedule=plateau with flooding: lr would fall",
+    "schedule=plateau progressive=[16,32]": "does not compare between sizes",
+    "progressive=[16,32] schedule=cosine_cycles num_cycles=2": "never saw the last size",
     "schedule=step": "needs step_epochs",
     "schedule=step step_epochs=[3,2]": "step_epochs=[3,2] must grow",
     "early_stopping=2 swa_from_epoch=2": "early_stopping with swa_from_epoch",
@@ -58,6 +73,8 @@ CASES = {  # words that contradict each other, and what the line must say; witho
     "early_stopping=2 progressive=[64,128]": "early_stopping with progressive",
     "pseudo_from=a early_stopping=2": "early_stopping with pseudo_from: a round",
     "min_lr=1e-4 scale_lr=true": "min_lr=0.0001 is above lr=0.0003 x batch_size=32 / 256",
+    "augment=randaugment workers=threads": "draws from the one generator that the step uses",
+    "cache_folder=/disk cache=off": "nothing is kept there",
     "swa_from_epoch=11": "comes after the last epoch",
     "select=ema": "select=ema needs ema_decay",
     "select=swa": "select=swa needs swa_from_epoch",
@@ -111,6 +128,50 @@ def test_a_choice_that_does_nothing_alone_says_what_it_needs(tmp_path):
         (problem,) = problems_of([f"{key}={another(key)}", *companion], tmp_path)
         assert problem.endswith(f" needs {what}")
         assert f": {key}=" in problem
+
+
+def test_neighbours_of_what_is_refused_are_not(tmp_path):
+    for words in (
+        "image_size=64 multi_scale=[48]",  # smaller images in training than in prediction
+        "image_size=32 center_crop=0.98",
+        "schedule=plateau mixing=mixup plain_epochs=2",
+        "schedule=plateau multi_scale=[16,32]",
+        "schedule=cosine_cycles progressive=[16,32]",  # one cycle, which ends with the run
+    ):
+        assert problems_of(words.split(), tmp_path) == []
+
+
+def test_a_center_crop_is_refused_exactly_where_it_leaves_the_image_as_it_is(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+    for size, share in itertools.product((8, 31, 60, 224), (0.55, 0.9, 0.95, 0.98, 0.985, 0.99, 0.999)):
+        whole, cropped = (eval_transform(size, of)(image=image)["image"] for of in (1.0, share))
+        problems = problems_of([f"image_size={size}", f"center_crop={share}"], tmp_path)
+        assert bool(problems) == np.array_equal(whole, cropped)
+
+
+@given(st.integers(2, 60), st.integers(2, 6), st.integers(2, 10))
+def test_the_first_of_several_snapshots_of_growing_sizes_never_saw_the_last_one(epochs, num_sizes, num_cycles):
+    if num_sizes <= epochs and num_cycles <= epochs:
+        size_of = growing_sizes(range(num_sizes), epochs)
+        sizes = [size_of(epoch, 0) for epoch in range(cycle_ends(epochs, num_cycles)[0])]
+        assert num_sizes - 1 not in sizes
+
+
+# Pseudo-labels
+
+
+@pytest.mark.parametrize("word", ["pseudo_threshold=0.8", "pseudo_targets=soft", "pseudo_threshold=0.9"])
+def test_a_setting_of_pseudo_labels_is_refused_of_a_training_without_them(word, tmp_path):
+    (problem,) = problems_of([word], tmp_path)
+    assert f"/baseline.yaml + overrides: {word} needs pseudo_from: give it to pseudo_label.py" in problem
+    assert problems_of([word, "pseudo_from=a"], tmp_path) == []
+
+
+def test_in_a_file_it_waits_for_pseudo_label_which_adds_the_teachers(tmp_path):
+    (tmp_path / "x.yaml").write_text("pseudo_threshold: 0.8\npseudo_ratio: 1.0\n")
+    assert waiting_keys(load_config(tmp_path / "x.yaml")) == ["pseudo_threshold"]
+    student = load_config(tmp_path / "x.yaml", ["pseudo_from=a", "pseudo_targets=soft"])
+    assert (student.pseudo_threshold, waiting_keys(student)) == (0.8, [])
 
 
 def another(key: str) -> str:

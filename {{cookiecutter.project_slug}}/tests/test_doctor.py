@@ -77,7 +77,10 @@ def test_shared_memory_too_small_for_the_workers_is_a_warning_with_a_number_that
 ):
     found = lines_of(check_shared_memory, tmp_path, tmp_path, num_workers, disk(free))
     assert len(found.warnings) == (fitting is not None)
-    assert all(f"set num_workers={fitting}, or start the container with --shm-size" in line for line in found.warnings)
+    assert all(
+        f"set workers=threads, or workers={fitting}, or start the container with --shm-size" in line
+        for line in found.warnings
+    )
 
 
 def test_a_system_without_shared_memory_has_nothing_to_warn_of(tmp_path):

@@ -36,7 +36,7 @@ def make_source(table=None, groups=None, num_rows=4, **more) -> Source:
 # Predictions
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 20), st.integers(1, 3), st.integers(0, 1000))
 def test_a_rank_is_the_share_of_the_other_rows_of_its_label_that_are_below(num_rows, num_labels, seed):
     generator = np.random.default_rng(seed)
@@ -48,7 +48,7 @@ def test_a_rank_is_the_share_of_the_other_rows_of_its_label_that_are_below(num_r
         np.testing.assert_allclose(ranks[row], below.mean(axis=0) if len(others) else [0.5, 0.5])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000))
 def test_the_features_of_a_fold_depend_on_the_rows_of_that_fold_alone(seed):
     rows = make_rows(20, seed=seed)
@@ -59,7 +59,7 @@ def test_the_features_of_a_fold_depend_on_the_rows_of_that_fold_alone(seed):
         np.testing.assert_allclose(alone, together[chosen])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.permutations(range(12)))
 def test_features_follow_their_rows_into_any_order(order):
     rows = make_rows()

@@ -69,7 +69,7 @@ def competitions(draw):
     return table, copies, facts
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(competitions(), st.randoms(use_true_random=False))
 def test_each_row_has_one_fold_and_groups_and_copies_are_never_cut_nor_does_row_order_matter(case, random):
     table, copies, facts = case
@@ -87,7 +87,7 @@ def test_each_row_has_one_fold_and_groups_and_copies_are_never_cut_nor_does_row_
     assert content.decode().splitlines()[1:] == sorted(content.decode().splitlines()[1:])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(2, 8), st.integers(2, 10))
 def test_single_rows_are_dealt_as_evenly_as_whole_numbers_allow(seed, num_folds, num_classes):
     generator = np.random.default_rng(seed)
@@ -98,7 +98,7 @@ def test_single_rows_are_dealt_as_evenly_as_whole_numbers_allow(seed, num_folds,
         assert np.ptp(np.bincount(folds[classes == number], minlength=num_folds)) <= 1
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 10**6))
 def test_skewed_groups_keep_class_shares_within_one_point(seed):
     # scikit-learn 1.6's StratifiedGroupKFold(shuffle=True) misses this by 7 points (median of such tables).

@@ -26,7 +26,7 @@ def make_features(seed=0, rows=6, columns=8):
 
 
 @given(SEEDS, st.floats(0.01, 100), st.sampled_from(["arcface", "cosface", "subcenter_arcface"]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_cosine_logits_are_bounded_by_the_scale_and_free_of_the_features_length(seed, factor, name):
     head, features = make_head(name, 8, 5, scale=12.0, num_subcenters=3), make_features(seed)
     logits = head(features)
@@ -68,7 +68,7 @@ def test_the_automatic_scale_grows_with_the_classes_and_a_wish_is_kept():
 
 
 @given(SEEDS, st.integers(2, 12), st.floats(-50, 50))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_ordinal_probabilities_sum_to_1_and_higher_scores_mean_higher_classes(seed, num_classes, score):
     torch.manual_seed(seed)
     head = OrdinalHead(4, num_classes)
@@ -152,6 +152,18 @@ def test_masks_are_averaged_in_training_and_absent_from_predictions():
     torch.manual_seed(7)
     by_hand = sum(model.head(F.dropout(images, 0.5)) for _ in range(3)) / 3
     assert torch.allclose(found, by_hand, atol=1e-6)
+
+
+@given(SEEDS, st.integers(2, 6), st.floats(-6, 2))
+@settings(max_examples=20)
+def test_no_score_of_an_ordinal_head_makes_a_class_likelier_than_its_surest_logits(seed, num_classes, gap):
+    head = OrdinalHead(8, num_classes)
+    with torch.no_grad():
+        head.raw_gaps.normal_(mean=gap, generator=torch.Generator().manual_seed(seed))
+        found = head.surest(torch.arange(num_classes)).diagonal()
+        tried = head.log_probabilities(torch.linspace(-50, 50, 2001)[:, None]).amax(dim=0)
+    assert (found >= tried - 1e-4).all()
+    assert torch.allclose(found, tried, atol=0.05)  # tried in steps of 0.05
 
 
 # Prior

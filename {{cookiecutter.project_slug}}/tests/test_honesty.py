@@ -55,7 +55,7 @@ def make_competition(root: Path, seed: int) -> Path:
         "project_name: Null\ntask: binary\nmetric: roc_auc\ntarget_columns: [label]\nnum_folds: 2\n"
     )
     values = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "hflip": False, "augment": "none"}
-    values |= {"epochs": 8, "batch_size": 16, "lr": 0.02, "num_workers": 0, "seed": seed}
+    values |= {"epochs": 8, "batch_size": 16, "lr": 0.02, "workers": 0, "seed": seed}
     (root / "configs").mkdir()
     (root / "configs" / "baseline.yaml").write_text(json.dumps(values))
     make_folds.main(root=root)

@@ -105,7 +105,7 @@ def test_runs_that_are_right_everywhere_can_be_fitted(method, task):
 
 
 @given(st.sampled_from(CLASSIFICATION), st.integers(4, 60), st.integers(1, 6), st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_fitted_pool_is_no_worse_than_equal_weights_without_bias(task, num_rows, num_runs, seed):
     rows, targets = make_rows(task, num_rows, num_runs, seed)
     plain = to_scores(rows.predictions, task).mean(axis=0)

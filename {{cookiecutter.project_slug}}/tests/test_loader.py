@@ -46,7 +46,7 @@ def batches(image_paths):
     return read_epochs(image_paths, num_workers=0)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 4])
+@pytest.mark.parametrize("num_workers", [1, 2, 4, "threads"])
 def test_batches_are_the_same_bytes_for_any_number_of_workers(image_paths, batches, num_workers):
     assert read_epochs(image_paths, num_workers) == batches
 

@@ -45,7 +45,7 @@ def test_class_weights_of_a_balanced_set_are_all_one(rule):
     assert torch.equal(weigh_classes(columns, "multilabel", rule)(torch.from_numpy(columns)), torch.ones(4, 2))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 40), min_size=2, max_size=5).filter(any), st.sampled_from([*RULES]))
 def test_class_weights_have_a_mean_of_one_over_the_training_rows_and_rarer_classes_the_larger_ones(counts, name):
     targets = labels_like(counts)
@@ -58,7 +58,7 @@ def test_class_weights_have_a_mean_of_one_over_the_training_rows_and_rarer_class
     assert ordered == sorted(ordered, reverse=True)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 60), st.floats(0, 0.9999))
 def test_the_effective_number_is_the_sum_of_powers_of_beta(count, beta):
     by_hand = 1 / sum(beta**power for power in range(count))
@@ -90,7 +90,7 @@ def test_class_weights_enter_the_mean_and_its_normaliser():
 # OHEM and flooding
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, st.integers(1, 12), st.floats(0.01, 1))
 def test_ohem_takes_the_rows_with_the_largest_losses_and_with_a_share_of_one_all(seed, num_rows, share):
     generator = torch.Generator().manual_seed(seed)
@@ -119,7 +119,7 @@ def test_flooding_turns_the_gradient_below_its_level_and_is_nothing_at_zero():
     assert flooded(loss, 0.0) is loss
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, st.integers(2, 4), st.sampled_from([(1.0, 0.0), (0.5, 0.0), (1.0, 1.0)]))
 def test_the_parts_of_a_batch_add_up_to_their_mean_by_weight(seed, num_parts, trick):
     logits, targets = draw(seed, num_rows=9)
@@ -156,7 +156,7 @@ def test_a_margin_of_zero_changes_nothing_to_the_last_bit(margin):
     assert torch.equal(margin(logits, targets, 30.0, torch.zeros(3)), logits)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0.05, 1.5), st.floats(1, 64))
 def test_a_margin_makes_the_true_class_harder_and_a_smaller_angle_always_wins(margin, scale):
     angles = torch.linspace(0, math.pi, 400)
@@ -198,45 +198,78 @@ def test_the_scale_is_as_wished_or_grows_with_the_log_of_the_classes():
 # Triplets and centers
 
 
+def slow_triplet_of(anchor, features, labels, margin):
+    """None where the anchor has none of its class, or of another, beside it."""
+    distances = [math.dist(features[anchor], other) for other in features]
+    alike = [d for row, d in enumerate(distances) if labels[row] == labels[anchor] and row != anchor]
+    others = [d for row, d in enumerate(distances) if labels[row] != labels[anchor]]
+    return max(0.0, margin + max(alike) - min(others)) if alike and others else None
+
+
 def slow_triplet(features, labels, margin):
-    losses = []
-    for anchor in range(len(features)):
-        distances = [math.dist(features[anchor], other) for other in features]
-        alike = [d for row, d in enumerate(distances) if labels[row] == labels[anchor] and row != anchor]
-        others = [d for row, d in enumerate(distances) if labels[row] != labels[anchor]]
-        if alike and others:
-            losses.append(max(0.0, margin + max(alike) - min(others)))
+    losses = [slow_triplet_of(anchor, features, labels, margin) for anchor in range(len(features))]
+    losses = [loss for loss in losses if loss is not None]
     return sum(losses) / len(losses) if losses else 0.0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seeds, st.integers(1, 9), st.integers(1, 4), st.floats(0, 3))
 def test_the_batch_hard_triplet_loss_is_what_a_loop_gives(seed, num_rows, num_classes, margin):
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(num_rows, 4, generator=generator)
     labels = torch.randint(num_classes, (num_rows,), generator=generator)
     expected = slow_triplet(features.tolist(), labels.tolist(), margin)
-    assert triplet(features, labels, margin).item() == pytest.approx(expected, abs=1e-5)
+    assert triplet(features, labels, margin, torch.ones(num_rows)).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_weights_of_anchors_make_their_mean_and_rows_of_weight_zero_are_not_there():
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(8, 4, generator=generator), torch.arange(8) % 2
+    weights = torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0, 0.0, 3.0, 1.0])
+    kept = weights > 0
+    losses = [slow_triplet_of(row, features[kept].tolist(), labels[kept].tolist(), 1.0) for row in range(6)]
+    expected = np.average(losses, weights=weights[kept])
+    assert len(set(losses)) > 3
+    assert triplet(features, labels, 1.0, weights).item() == pytest.approx(expected, abs=1e-5)
+    assert triplet(features, labels, 1.0, torch.zeros(8)).item() == 0
+
+
+def test_weights_of_rows_count_in_the_center_loss_and_in_the_move_of_the_centers():
+    generator = torch.Generator().manual_seed(0)
+    features, centers = torch.randn(5, 4, generator=generator), torch.randn(3, 4, generator=generator)
+    labels, weights = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([2.0, 1.0, 0.0, 1.0, 0.0])
+    drawn = [0, 0, 1, 3]  # a row of weight 2 is there twice, one of weight 0 not at all
+    plain, ones = (features[drawn], labels[drawn]), torch.ones(4)
+    expected = center_loss(*plain, centers, ones).item()
+    assert center_loss(features, labels, centers, weights).item() == pytest.approx(expected, rel=1e-5)
+    assert center_loss(features, labels, centers, torch.zeros(5)).item() == 0
+    moved, as_drawn = centers.clone(), centers.clone()
+    move_centers(moved, features, labels, weights)
+    move_centers(as_drawn, *plain, ones)
+    assert torch.allclose(moved, as_drawn, atol=1e-6)
+    assert torch.equal(moved[2], centers[2])
 
 
 def test_images_with_the_same_features_have_finite_triplet_gradients():
     features = torch.ones(4, 3, requires_grad=True)
-    loss = triplet(features, torch.tensor([0, 0, 1, 1]), 0.3)
+    loss = triplet(features, torch.tensor([0, 0, 1, 1]), 0.3, torch.ones(4))
     loss.backward()
     assert loss.item() == pytest.approx(0.3)
     assert torch.isfinite(features.grad).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, st.integers(1, 9))
 def test_centers_move_by_the_papers_rule_and_the_loss_is_half_the_squared_distance(seed, num_rows):
     generator = torch.Generator().manual_seed(seed)
     features, centers = torch.randn(num_rows, 4, generator=generator), torch.randn(3, 4, generator=generator)
     labels = torch.randint(3, (num_rows,), generator=generator)
     distances = [math.dist(features[row], centers[labels[row]]) ** 2 for row in range(num_rows)]
-    assert center_loss(features, labels, centers).item() == pytest.approx(np.mean(distances) / 2, rel=1e-4)
+    assert center_loss(features, labels, centers, torch.ones(num_rows)).item() == pytest.approx(
+        np.mean(distances) / 2, rel=1e-4
+    )
     moved = centers.clone()
-    move_centers(moved, features, labels)
+    move_centers(moved, features, labels, torch.ones(num_rows))
     for number in range(3):
         members = features[labels == number]
         step = (centers[number] - members).sum(dim=0) / (1 + len(members))
@@ -249,6 +282,6 @@ def test_centers_reach_the_means_of_their_classes_and_take_no_gradient():
     features = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     labels, centers = torch.tensor([0, 0, 0, 1, 1, 1]), torch.zeros(2, 4)
     for _ in range(60):
-        move_centers(centers, features, labels)
+        move_centers(centers, features, labels, torch.ones(6))
     assert not centers.requires_grad
     assert torch.allclose(centers, torch.stack([features[:3].mean(dim=0), features[3:].mean(dim=0)]), atol=1e-4)

@@ -119,7 +119,7 @@ def test_losses_that_do_not_fit_the_task_or_are_named_twice_are_refused():
 # Label smoothing
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seeds, st.floats(0, 0.9))
 def test_smoothed_labels_keep_the_mass_of_one_and_give_what_torch_gives(seed, share):
     logits, targets = draw(seed, soft=True)
@@ -142,7 +142,7 @@ def test_labels_smoothed_by_nothing_stay_and_by_everything_tell_nothing(task):
 # Focal and asymmetric
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seeds, st.booleans())
 def test_focal_loss_with_gamma_zero_is_cross_entropy(seed, soft):
     for task, focal, plain in (
@@ -153,7 +153,7 @@ def test_focal_loss_with_gamma_zero_is_cross_entropy(seed, soft):
         assert torch.allclose(focal(logits, targets, 0.0), plain(logits, targets), atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seeds, st.floats(0, 5))
 def test_focal_loss_is_torchvisions_for_columns_and_its_formula_for_classes(seed, gamma):
     logits, targets = draw(seed, "multilabel")
@@ -165,7 +165,7 @@ def test_focal_loss_is_torchvisions_for_columns_and_its_formula_for_classes(seed
     assert torch.allclose(softmax_focal(logits, targets, gamma)[:, 0], by_hand, atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seeds, st.floats(0, 4), st.floats(0, 4), st.sampled_from([0.0, 0.05, 0.3]))
 def test_asymmetric_loss_is_timms_on_each_row(seed, positive, negative, clip):
     logits, targets = draw(seed, "multilabel")
@@ -176,7 +176,7 @@ def test_asymmetric_loss_is_timms_on_each_row(seed, positive, negative, clip):
         assert ours[row].item() == pytest.approx(theirs.item(), rel=1e-3, abs=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seeds, st.booleans())
 def test_asymmetric_loss_at_its_neutral_point_is_binary_cross_entropy(seed, soft):
     logits, targets = draw(seed, "multilabel", soft=soft)
@@ -205,7 +205,7 @@ def slow_lovasz(errors, truth):
     return total
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, st.integers(1, 9))
 def test_lovasz_losses_are_what_sets_give_by_their_definition(seed, num_rows):
     logits, targets = draw(seed, "multiclass", num_rows)
@@ -219,7 +219,7 @@ def test_lovasz_losses_are_what_sets_give_by_their_definition(seed, num_rows):
     assert lovasz_hinge(logits, targets)[0].tolist() == pytest.approx(slow, abs=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=9))
 def test_errors_of_nought_and_one_give_the_jaccard_loss_itself(rows):
     wrong, truth = torch.tensor(rows).T
@@ -229,7 +229,7 @@ def test_errors_of_nought_and_one_give_the_jaccard_loss_itself(rows):
     assert value == pytest.approx(1 - (predicted & truth).sum().item() / union if union else 0, abs=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from(["multiclass", "multilabel"]))
 def test_soft_fbeta_is_what_a_loop_gives_and_for_sure_predictions_the_f_measure(seed, beta, task):
     logits, targets = draw(seed, task)

@@ -37,7 +37,7 @@ def noisy_quadratic(curvature, seed):
 # The curve
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(1, 1e4), st.integers(0, 1000))
 def test_the_largest_rate_of_a_noisy_quadratic_is_where_it_stops_being_stable(curvature, seed):
     suggestion = suggest(range_test(noisy_quadratic(curvature, seed), growing_rates()))

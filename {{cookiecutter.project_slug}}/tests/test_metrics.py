@@ -63,7 +63,7 @@ def test_permuting_the_columns_changes_no_score_but_that_of_ordered_grades(name,
 
 
 @given(st.integers(1, 30), st.integers(2, 8), st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_map_at_5_equals_brute_force(num_rows, num_classes, seed):
     generator = np.random.default_rng(seed)
     targets = np.eye(num_classes)[generator.integers(num_classes, size=num_rows)]
@@ -76,7 +76,7 @@ def test_map_at_5_equals_brute_force(num_rows, num_classes, seed):
 
 
 @given(st.integers(2, 40), st.integers(0, 10**6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_roc_auc_is_the_share_of_pairs_in_the_right_order(num_rows, seed):
     generator = np.random.default_rng(seed)
     targets = generator.integers(0, 2, size=(num_rows, 1)).astype(float)
@@ -104,7 +104,7 @@ def test_labels_are_argmax_or_at_least_one_half():
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_quadratic_kappa_is_one_minus_observed_over_expected_disagreement(pairs):
     truth, grades = np.array(pairs).T
     score = resolve_metric("quadratic_kappa", "multiclass").function(np.eye(5)[truth], np.eye(5)[grades])

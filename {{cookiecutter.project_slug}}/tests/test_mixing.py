@@ -29,7 +29,7 @@ def shares_of(image, num_rows):
     return torch.bincount(image[..., 0].flatten().long(), minlength=num_rows) / SIZE**2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(list(MIXINGS)), st.integers(2, 9), st.integers(2, 5), st.floats(0.1, 4), st.integers(0, 10**6))
 def test_targets_keep_mass_1_for_any_weights(name, num_rows, num_classes, beta, seed):
     pixels, targets, weights = make_batch(num_rows, num_classes, seed)
@@ -89,7 +89,7 @@ def test_regression_targets_mix_linearly():
         assert torch.allclose((mixed[0] - shift) / scale, mixed[1], atol=1e-4)  # standardised before or after
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(2, 40), st.integers(2, 40), st.floats(0.1, 3), st.integers(0, 10**6))
 def test_the_four_areas_of_ricap_fill_the_image(height, width, beta, seed):
     torch.manual_seed(seed)

@@ -119,8 +119,23 @@ def test_missing_batchnorm_statistics_are_refused(local_weights, tmp_path):
 def test_a_missing_weights_file_and_an_unknown_backbone_are_named():
     with pytest.raises(UserError, match=r"'nowhere.safetensors': no such file"):
         build_model("test_resnet", 3, 32, pretrained=True, pretrained_path="nowhere.safetensors")
-    with pytest.raises(UserError, match=r"backbone 'resnet_18'.*near: "):
-        build_model("resnet_18", 3, 32)
+    with pytest.raises(UserError, match=r"backbone 'nowhere'.*see timm.list_models"):
+        build_model("nowhere", 3, 32)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("resnet81", "resnet18"),
+        ("RESNET18", "resnet18"),
+        ("efficientnetb0", "efficientnet_b0"),
+        ("vit_small", "vit_small_patch8_224"),
+        ("torchvision/resnet81", "torchvision/resnet18"),
+    ],
+)
+def test_a_misspelt_backbone_names_the_one_that_may_be_meant(typed, meant):
+    with pytest.raises(UserError, match=rf"backbone '{typed}'.*did you mean (.*, )?{meant}[,?]"):
+        build_model(typed, 3, 32)
 
 
 def test_pretrained_without_a_network_stops_with_the_remedies(monkeypatch):

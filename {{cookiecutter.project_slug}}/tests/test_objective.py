@@ -129,7 +129,7 @@ def test_class_weights_and_margins_come_from_the_real_training_rows_alone(settin
 
 
 def make_step(features, targets, part=0, num_parts=1):
-    return Step(torch.zeros(0), targets, features, targets, 0, 0.0, part, num_parts)
+    return Step(torch.zeros(0), targets, features, targets, torch.ones_like(targets), 0, 0.0, part, num_parts)
 
 
 def test_the_l1_penalty_pulls_each_weight_by_its_sign_and_leaves_biases_norms_and_frozen_weights_alone():

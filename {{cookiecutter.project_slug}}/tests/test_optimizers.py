@@ -36,7 +36,7 @@ def models():
 # Parameter groups
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(BACKBONES),
     st.sampled_from([0.0, 0.01]),
@@ -226,6 +226,17 @@ def test_layers_adapt_without_weight_decay_too(name):
     optimizer = make_optimizer(name, tiny_model(), 0.1, 0.0)
     adapts = {group["params"][0].ndim > 1: group["always_adapt"] for group in optimizer.param_groups}
     assert adapts == {True: True, False: False}
+
+
+@pytest.mark.parametrize("settings", [{}, {"decay_all": True}, {"layer_decay": 0.7}], ids=str)
+@pytest.mark.parametrize("name", ["lamb", "lars"])
+def test_what_a_backbone_spares_from_decay_does_not_make_the_vectors_beside_it_adapt(models, name, settings):
+    model = models["test_vit"]  # its position embeddings share a group with the biases
+    optimizer = make_optimizer(name, model, 0.1, 0.0, **settings)
+    groups = of_names(model, optimizer.param_groups)
+    assert set(groups) == {name for name, _ in model.named_parameters()}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(groups)
+    assert all(group["always_adapt"] == (model.get_parameter(name).ndim > 1) for name, group in groups.items())
 
 
 def test_adabound_without_its_package_is_refused_with_the_remedy_and_the_others_do_without_it(monkeypatch):

@@ -23,7 +23,7 @@ def gem(power):
 
 
 @given(st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_gem_is_the_average_at_1_and_the_maximum_far_out_and_grows_between(seed):
     maps = make_maps(seed)
     assert torch.allclose(gem(1.0)(maps), maps.mean((2, 3)), rtol=1e-4)

@@ -15,7 +15,7 @@ import predict
 import train
 from kfold import inference, inference_choice, intervals
 from kfold.artifacts import Workspace
-from kfold.data import images
+from kfold.data.cache import FileReader
 from kfold.engines.inference import Inference
 from kfold.errors import UserError
 from kfold.inference_choice import Wish
@@ -36,7 +36,7 @@ def few_resamples():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Two runs whose images are read alike, with pixel statistics of their own, and one of another size."""
-    root = prepare(tmp_path_factory.mktemp("passes"), "multiclass", 59, 13, epochs=1, batch_size=4, num_workers=0)
+    root = prepare(tmp_path_factory.mktemp("passes"), "multiclass", 59, 13, epochs=1, batch_size=4, cache="off")
     words = {"baseline": [], "other": ["seed=7", "input_statistics=dataset"], "larger": ["image_size=40"]}
     for run in RUNS:
         train.main(overrides=words[run], name=run, root=root)
@@ -54,13 +54,14 @@ def copy_of_trained(trained, tmp_path):
 @pytest.fixture
 def reads(monkeypatch):
     """How often each image file is read, by its folder and name."""
-    counts, read_bytes = Counter(), images.read_bytes
+    counts, read = Counter(), FileReader.__call__
 
-    def counted(path):
+    def counted(reader, row):
+        path = Path(reader.paths[row])
         counts[path.parent.name, path.name] += 1
-        return read_bytes(path)
+        return read(reader, row)
 
-    monkeypatch.setattr(images, "read_bytes", counted)
+    monkeypatch.setattr(FileReader, "__call__", counted)
     return counts
 
 

@@ -56,7 +56,7 @@ def taken_cells(rows: PseudoRows) -> set[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=seeds, top_share=st.sampled_from([0.0, 0.3]), per_class=limits, kind=st.sampled_from(["hard", "soft"]))
 def test_the_order_of_the_rows_changes_nothing(task, seed, top_share, per_class, kind):
     ids, predictions = make_predictions(task, seed)
@@ -69,7 +69,7 @@ def test_the_order_of_the_rows_changes_nothing(task, seed, top_share, per_class,
 
 
 @pytest.mark.parametrize("task", TASKS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=seeds, low=st.floats(0, 1), high=st.floats(0, 1), per_class=limits)
 def test_a_lower_threshold_takes_all_that_a_higher_one_takes(task, seed, low, high, per_class):
     ids, predictions = make_predictions(task, seed)
@@ -81,7 +81,7 @@ def test_a_lower_threshold_takes_all_that_a_higher_one_takes(task, seed, low, hi
     assert taken_cells(limited[0]) <= taken_cells(limited[1])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=seeds, share=shares)
 def test_a_top_share_keeps_the_mix_of_the_predicted_classes(seed, share):
     ids, predictions = make_predictions("multiclass", seed)
@@ -92,7 +92,7 @@ def test_a_top_share_keeps_the_mix_of_the_predicted_classes(seed, share):
         assert (count > 0) == (of_class > 0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=seeds, share=shares)
 def test_a_top_share_of_a_regression_is_spread_over_the_range_of_the_values(seed, share):
     generator = np.random.default_rng(seed)
@@ -105,7 +105,7 @@ def test_a_top_share_of_a_regression_is_spread_over_the_range_of_the_values(seed
 
 
 @pytest.mark.parametrize("task", ["multiclass", "binary", "multilabel"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=seeds, per_class=st.integers(1, 8), share=st.sampled_from([0.0, 0.7]))
 def test_no_class_has_more_rows_than_its_limit_and_none_left_out_is_surer(task, seed, per_class, share):
     ids, predictions = make_predictions(task, seed)

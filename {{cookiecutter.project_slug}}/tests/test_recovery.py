@@ -18,6 +18,7 @@ from kfold.data.augment import eval_transform
 from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
 from kfold.errors import UserError
 from kfold.model.weights import ModelCard
+from kfold.setup import start
 from kfold.training.averaging import make_ema
 from kfold.training.loop import Recipe, fit
 from kfold.training.losses import choose_loss
@@ -202,7 +203,7 @@ def test_prediction_with_a_full_memory_takes_fewer_images_at_a_time(image_paths)
 
 def test_a_full_memory_is_saved_in_the_state_and_in_the_log(tmp_path, monkeypatch, capsys):
     root = prepare(tmp_path, "multiclass", 60, 20, epochs=2, batch_size=16)
-    build = train.make_model
+    build = start.make_model
 
     def build_small(*arguments):
         model = build(*arguments)
@@ -214,7 +215,7 @@ def test_a_full_memory_is_saved_in_the_state_and_in_the_log(tmp_path, monkeypatc
         model.register_forward_pre_hook(refuse_many)
         return model
 
-    monkeypatch.setattr(train, "make_model", build_small)
+    monkeypatch.setattr(start, "make_model", build_small)
     train.main(fold="0", root=root)
     assert "batches of 16 are split into 2 parts" in capsys.readouterr().out
     log = pd.read_csv(root / "runs" / "baseline" / "fold0" / "log.csv")
@@ -253,12 +254,15 @@ def test_a_loss_that_is_finite_with_a_gradient_that_is_not_is_skipped(image_path
     assert all(torch.isfinite(weight).all() for weight in model.parameters())
 
 
-def test_an_epoch_of_skipped_batches_has_no_loss(image_paths):
+def test_an_epoch_of_skipped_batches_has_no_loss_and_alone_is_warned_of(image_paths, capsys):
     model = Colours()
-    model.poisoned = range(1, 4)
+    model.poisoned = [1, 2, 3, 4]  # of three batches an epoch
     log = run(make_training(model), image_paths)
     assert np.isnan(log[0].train_loss)
     assert np.isfinite(log[1].train_loss)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("warning: epoch 1: nothing was learned")
 
 
 def test_many_in_a_row_stop_the_training_and_others_do_not(image_paths):
@@ -273,14 +277,14 @@ def test_many_in_a_row_stop_the_training_and_others_do_not(image_paths):
 
 def test_the_ids_of_skipped_batches_are_saved(tmp_path, monkeypatch):
     root = prepare(tmp_path, "regression", 60, 20, epochs=20, batch_size=16)
-    build = train.make_model
+    build = start.make_model
 
     def build_broken(*arguments):
         model = build(*arguments)
         model.head.register_forward_hook(lambda head, inputs, output: output * float("inf") if head.training else None)
         return model
 
-    monkeypatch.setattr(train, "make_model", build_broken)
+    monkeypatch.setattr(start, "make_model", build_broken)
     with pytest.raises(UserError, match="times in a row"):
         train.main(fold="0", root=root)
     skipped = pd.read_csv(root / "runs" / "baseline" / "fold0" / "skipped.csv", dtype=str)

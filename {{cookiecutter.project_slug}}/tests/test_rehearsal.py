@@ -1,10 +1,12 @@
 """--find-lr, --overfit-batch and --profile as a person calls them, beside runs of every kind."""
 
 import os
+import runpy
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,8 +22,10 @@ import train
 from kfold.config import Config
 from kfold.errors import Interrupted, UserError
 from kfold.files import locked
+from kfold.model.heads import OrdinalHead
 from kfold.rehearsal import assembled, find_lr, overfit_batch, profile
 from kfold.rehearsal.overfit_batch import PLAIN
+from kfold.setup import start
 from kfold.stopping import Stop
 from kfold.training.lr_finder import growing_rates
 
@@ -156,7 +160,7 @@ def test_what_makes_no_sense_with_it_is_refused(root, monkeypatch, capsys):
                 "accumulate=2",
                 "mixing=[mixup,cutmix]",
                 "precision=bfloat16",
-                "num_workers=1",
+                "workers=1",
             ],
             REHEARSALS,
         ),
@@ -199,6 +203,19 @@ def test_the_curve_and_both_rates_are_shown_and_training_at_the_suggested_one_wo
     assert capsys.readouterr().out == output  # the same seed, the same curve
 
 
+def test_with_scale_lr_the_suggested_rate_is_the_one_that_is_scaled(root, capsys):
+    """The same curve of rates as they act; what is shown is what `lr` must be for them."""
+    rates, curves = [], []
+    for words in ([], ["scale_lr=true"]):
+        rehearse(root, "find_lr", *words)
+        lines = capsys.readouterr().out.splitlines()
+        rates.append([float(line.split("lr=")[1].split()[0]) for line in lines if "lr=" in line])
+        curves.append((root / "runs" / "baseline" / "lr_range_fold0.csv").read_bytes())
+    assert curves[0] == curves[1]
+    plain, for_256 = np.array(rates)
+    assert for_256 * 10 / 256 == pytest.approx(plain, rel=0.05)  # batches of 10; two digits are shown
+
+
 def test_the_test_puts_model_optimizer_and_generators_back(root, monkeypatch):
     made = []
     assemble = assembled.assemble
@@ -230,14 +247,15 @@ def test_a_curve_that_suggests_nothing_is_an_error_and_there_to_look_at(root, mo
 
 
 def plant(monkeypatch, name, change):
-    """Let the function of assembled.py make something that is broken."""
-    whole = getattr(assembled, name)
+    """Let the function make something that is broken."""
+    place = start if hasattr(start, name) else assembled  # the module that calls it
+    whole = getattr(place, name)
 
     def broken(*arguments, **options):
         made = whole(*arguments, **options)
         return change(made) or made
 
-    monkeypatch.setattr(assembled, name, broken)
+    monkeypatch.setattr(place, name, broken)
 
 
 def refused(root, *words):
@@ -264,6 +282,53 @@ def test_a_sound_fold_is_learned_whatever_softens_its_labels(root, capsys):
         root, "overfit_batch", "label_smoothing=0.3", "flooding=0.2", "drop_rate=0.6", "augment=heavy", "batch_size=6"
     )
     assert "learned: loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["lr=0.003"], ["lr=0.001"], ["loss=focal", "class_weights=inverse_log"]])
+def test_the_ordinal_heads_scores_are_learned_though_its_thresholds_move_slowly(root, capsys, words):
+    rehearse(root, "overfit_batch", "head=ordinal", *words)
+    assert "learned: loss (above the least that the thresholds of head=ordinal allow)" in capsys.readouterr().out
+
+
+def test_scores_of_the_ordinal_head_that_are_not_learned_are_no_success(root, monkeypatch):
+    monkeypatch.setattr(assembled, "make_batches", with_equal_images(assembled.make_batches))
+    assert "labels contradict each other" in refused(root, "head=ordinal")
+    assert "loss 0.5" in refused(root, "head=ordinal", "lr=1e-6")
+
+
+def test_an_ordinal_score_is_right_between_its_own_thresholds(monkeypatch):
+    head, classes = OrdinalHead(8, 6), torch.arange(6)  # so near each other that the ends are likelier than the midst
+    fold = SimpleNamespace(training=SimpleNamespace(model=SimpleNamespace(head=head)))
+    for found, is_right in ((classes, True), (classes.roll(1), False), (torch.tensor([0, 1, 2, 3, 4, 4]), False)):
+        logits = head.surest(found).detach()
+        monkeypatch.setattr(overfit_batch, "logits_of", lambda *_, logits=logits: logits)
+        batch = SimpleNamespace(targets=torch.eye(6))
+        assert overfit_batch.is_learned(fold, batch, "multiclass") == is_right
+    assert not torch.equal(head.surest(classes).argmax(dim=1), classes)
+
+
+def test_the_whole_batch_is_learned_whatever_share_of_hard_rows_is_asked_for(root, monkeypatch):
+    made, whole = [], assembled.make_objective
+    monkeypatch.setattr(assembled, "make_objective", lambda *given: made.append(whole(*given)) or made[-1])
+    rehearse(root, "overfit_batch", "ohem_share=0.2")
+    assert [objective.ohem_share for objective in made] == [1.0]
+
+
+def test_what_is_not_cleaned_is_said(root, capsys):
+    rehearse(root, "find_lr", "clean_labels=0.1", "clean_labels_from=none")
+    assert "clean_labels=0.1 is not applied here" in capsys.readouterr().out
+    rehearse(root, "overfit_batch", "clean_labels=0.1", "clean_labels_from=none")  # says what it leaves out by itself
+    assert "clean_labels" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("option", "said"), [("--find-lr", "it begins anew"), ("", "finished parts are kept")])
+def test_an_interrupted_command_says_what_the_next_start_finds(root, monkeypatch, capsys, option, said):
+    shutil.copy(Path(train.__file__), root)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--fold", "0", "--time-limit", "0s", *option.split()])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(root / "train.py"), run_name="__main__")
+    assert ended.value.code == 75
+    assert f"the time limit of 0s is over: run the same command again, {said}" in capsys.readouterr().err
 
 
 def test_a_cut_chain_is_named(root, monkeypatch):

@@ -106,17 +106,17 @@ def test_a_stop_while_averages_are_finished_loses_nothing(base, undisturbed, tmp
     assert fingerprint(root, "swa") == undisturbed("swa")
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 2, 4])
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 4, "threads"])
 def test_the_number_of_loader_processes_may_change_on_the_way(base, undisturbed, tmp_path, num_workers):
     root = new_root(base, tmp_path / "root", "plain")
     with pytest.raises(Interrupted):
         train_option(root, "plain", StopAfter(2))
-    train.main(fold="0", overrides=[f"num_workers={num_workers}"], name="plain", root=root)
+    train.main(fold="0", overrides=[f"workers={num_workers}"], name="plain", root=root)
     assert fingerprint(root, "plain") == undisturbed("plain")
 
 
 @pytest.mark.parametrize("persistent", [True, False])
-@pytest.mark.parametrize("num_workers", [0, 1, 2, 4])
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 4, "threads"])
 def test_batches_are_the_same_bytes_at_every_resume_point(base, num_workers, persistent, figures):
     images = sorted((base / "data" / "train_images").iterdir())[:30]
     data = Images(
@@ -125,7 +125,7 @@ def test_batches_are_the_same_bytes_at_every_resume_point(base, num_workers, per
 
     def loader(workers: int) -> DataLoader:
         order = EpochOrder(len(images), 4, True, 3, 1)
-        if persistent or not workers:
+        if persistent or workers in (0, "threads"):
             return make_loader(data, order, workers, torch.device("cpu"))
         return DataLoader(data, batch_sampler=order, num_workers=workers, collate_fn=as_is)
 
@@ -198,7 +198,7 @@ def test_a_killed_training_ends_with_the_same_bytes(base, undisturbed, tmp_path,
 
 
 def test_sigterm_and_the_time_limit_save_and_exit_with_75_and_all_folds_are_picked_up(tmp_path):
-    root = prepare(copy_code(tmp_path / "a"), "multiclass", 60, 20, epochs=40, batch_size=8, num_workers=2)
+    root = prepare(copy_code(tmp_path / "a"), "multiclass", 60, 20, epochs=40, batch_size=8, workers=2)
     command = [sys.executable, "train.py", "--fold", "all"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     running = subprocess.Popen(
@@ -225,7 +225,7 @@ def test_sigterm_and_the_time_limit_save_and_exit_with_75_and_all_folds_are_pick
 
 @pytest.mark.parametrize(("to_group", "number"), [(False, "SIGTERM"), (True, "SIGINT"), (True, "SIGTERM")])
 def test_pipeline_sh_passes_a_signal_on_and_exits_with_75(tmp_path, to_group, number):
-    root = prepare(copy_code(tmp_path / "a"), "multiclass", 60, 20, epochs=300, batch_size=8, num_workers=1)
+    root = prepare(copy_code(tmp_path / "a"), "multiclass", 60, 20, epochs=300, batch_size=8, workers=1)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHON": sys.executable}
     running = subprocess.Popen(
         ["./pipeline.sh", "baseline"],

@@ -51,7 +51,7 @@ def test_pseudo_labelled_rows_are_drawn_with_the_real_ones_until_the_cool_down()
     assert (rows_of(2) < 600).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(0, 1000))
 def test_a_row_of_several_labels_counts_by_its_rarest_one(num_rows, num_labels, seed):
     targets = (np.random.default_rng(seed).random((num_rows, num_labels)) < 0.4).astype(np.float32)
@@ -92,7 +92,7 @@ def test_a_pass_taken_up_in_the_middle_has_the_sizes_of_an_unbroken_one():
     assert list(order) == whole[6:]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(8, 512), min_size=1, max_size=6), st.integers(1, 40))
 def test_sizes_grow_in_order_in_equal_stretches_and_end_with_the_last(sizes, epochs):
     if len(sizes) > epochs:

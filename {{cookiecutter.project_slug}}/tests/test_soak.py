@@ -35,7 +35,7 @@ def memory_and_files() -> tuple[int, int, int]:
 
 def test_memory_and_open_files_stay_flat_over_a_long_training(tmp_path, monkeypatch, figures):
     epochs, seen, save = count(14, 50), [], Saver.save
-    words = {"ema_decay": 0.9, "swa_from_epoch": 2, "schedule": "cosine_cycles", "num_cycles": 2, "num_workers": 4}
+    words = {"ema_decay": 0.9, "swa_from_epoch": 2, "schedule": "cosine_cycles", "num_cycles": 2, "workers": 4}
     root = prepare(tmp_path, "multiclass", 120, 20, epochs=epochs, batch_size=16, **words)
 
     def save_and_look(saver):

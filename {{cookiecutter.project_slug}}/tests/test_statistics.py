@@ -15,7 +15,7 @@ def save(path, image):
     return path
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 1000))
 def test_statistics_are_those_of_the_pixels(tmp_path_factory, height, width, seed):
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)

@@ -84,7 +84,7 @@ def test_a_formatted_submission_has_the_samples_header_and_no_error_and_reads_ba
     ),  # fmt: skip
     share=st.integers(1, 3),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_prior_submission_always_passes_the_check(kind, ids, share):
     form, targets, _ = make(kind)
     targets = Targets(targets.values[:share], targets.names, targets.labels)

@@ -16,7 +16,7 @@ from kfold.errors import UserError
 from kfold.metrics import decide, resolve_metric
 
 NUM_FOLDS = 3
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=30)
 probability = st.floats(0, 1, width=32)
 
 

@@ -2,16 +2,30 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from test_training import CPU, FLOAT32, Brightness, make_card
 from torch import nn
+from torch.nn import functional as F
 
 from kfold.config import Config
+from kfold.data.augment import eval_transform
+from kfold.data.loader import Batch, EpochOrder, Images, make_loader
+from kfold.model.build import build_model
 from kfold.model.heads import OrdinalHead
-from kfold.setup.objective import make_mixer, make_objective
+from kfold.model.weights import normalize
+from kfold.on_device import on_device
+from kfold.setup.objective import make_loss_terms, make_mixer, make_objective
 from kfold.setup.rows import TrainingRows
+from kfold.setup.training import make_optimizer_of, make_recipe
+from kfold.training.loop import fit
+from kfold.training.losses import choose_loss
+from kfold.training.objective import Objective
 from kfold.training.optimizers import make_optimizer
+from kfold.training.state import Training
+from kfold.training.step import Moment, take_step
 
 NONE = np.array([])
 
@@ -84,3 +98,100 @@ def test_smoothing_and_class_weights_reach_the_loss():
     weighted = make_objective(Config(class_weights="inverse_log"), "multiclass", [], False, rows_of(targets))
     rare, common = (weighted.weigh(torch.eye(3)[[place]], torch.ones(1, 3)).max().item() for place in (1, 0))
     assert rare > common
+
+
+def step_of(config, targets, weights, pixels=None, num_steps=1):
+    """Steps of plain descent at rate 1 on one batch, in one part; the training after them, its loss the last one's."""
+    torch.manual_seed(0)
+    model = Brightness(targets.shape[1])
+    model.drop.p = 0.0
+    model.register_buffer("centers", torch.zeros(targets.shape[1], 3))
+    rows = rows_of(np.eye(3, dtype=np.float32)[np.repeat([0, 1, 2], [1, 3, 8])])
+    objective = make_objective(config, "multiclass", make_loss_terms(config, model), False, rows)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    training = Training(model, torch.optim.SGD(model.parameters(), lr=1.0), scaler)
+    batch = Batch(
+        draw_pixels(len(targets)) if pixels is None else pixels, targets, weights, torch.arange(len(targets)), []
+    )
+    for _ in range(num_steps):
+        training.total_loss = 0.0
+        take_step(training, make_card(num_outputs=3), objective, batch, Moment(0, 0, 0.0, 0.1, 7), CPU, FLOAT32)
+    return training
+
+
+def draw_pixels(num_rows, seed=0):
+    return torch.randint(0, 256, (num_rows, 8, 8, 3), generator=torch.Generator().manual_seed(seed)).byte()
+
+
+@pytest.mark.parametrize("words", [{}, {"triplet_weight": 1.0}, {"center_weight": 0.5}], ids=str)
+def test_what_rows_of_weight_zero_show_changes_nothing(words):
+    targets, weights = torch.eye(3)[[0, 1, 2, 0, 1, 2, 0, 1]], torch.tensor([1.0, 1, 1, 0.5, 1, 2, 0, 0])
+    pixels, others = draw_pixels(8), draw_pixels(8, seed=1)
+    others[:6] = pixels[:6]
+    found = [step_of(Config(**words), targets, weights[:, None].expand(8, 3), shown) for shown in (pixels, others)]
+    states = [training.model.state_dict() for training in found]
+    assert found[0].total_loss == found[1].total_loss
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    alike = step_of(Config(**words), targets, torch.ones(8, 3))  # the weights do count
+    assert float(alike.total_loss) != pytest.approx(float(found[0].total_loss), rel=1e-4)
+    assert bool(states[0]["centers"].any()) == ("center_weight" in words)
+
+
+def test_the_weight_of_a_class_follows_the_mixed_target():
+    """The mean of the mixed rows' losses, each with its mixed weight times the sum of t_c w_c of its mixed target."""
+    config = Config(mixing="mixup", mixup_alpha=2.0, class_weights="inverse_log")
+    targets, weights = torch.eye(3)[[0, 1, 2, 2, 1, 2]], torch.linspace(0.2, 1, 6)[:, None].expand(6, 3)
+    shares = np.array([1, 3, 8]) / 12
+    of_classes = 1 / np.log(1.02 + shares)
+    of_classes = torch.from_numpy(of_classes / (shares * of_classes).sum()).float()
+    torch.manual_seed(7)  # as the step does
+    pixels, mixed, mixed_weights = make_mixer(config)(0, draw_pixels(6), targets, weights)
+    assert ((mixed > 0.05) & (mixed < 0.95)).any()
+    torch.manual_seed(0)
+    model = Brightness(3).eval()  # the first weights of step_of
+    losses = F.cross_entropy(model(normalize(pixels, (0.5,) * 3, (0.5,) * 3)), mixed, reduction="none")
+    factors = mixed_weights[:, 0] * (mixed * of_classes).sum(dim=1)
+    expected = (factors * losses).sum() / factors.sum()
+    assert float(step_of(config, targets, weights).total_loss) / 6 == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_numbers_of_the_settings_are_copied_to_the_device_in_the_first_step_alone(monkeypatch):
+    targets, weights = torch.eye(3)[[0, 1, 2, 2]], torch.ones(4, 3)
+    config = Config(class_weights="effective_number", head="arcface", margin_power=0.25)
+    on_device.cache_clear()
+    step_of(config, targets, weights)
+    num_copies, make = [], torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda *values, **options: num_copies.append(1) or make(*values, **options))
+    step_of(config, targets, weights, num_steps=3)
+    assert num_copies == []
+    on_device.cache_clear()
+    step_of(config, targets, weights, num_steps=3)
+    assert len(num_copies) == 4  # input statistics, targets' units, class weights, margins
+
+
+def test_what_a_prediction_copied_first_can_be_trained_with():
+    with torch.inference_mode():
+        first = on_device(CPU, (0.125, 0.25))
+    assert on_device(CPU, (0.125, 0.25)) is first
+    weight = torch.ones(2, requires_grad=True)
+    (weight * first[0]).sum().backward()
+    assert weight.grad.tolist() == [0.125, 0.25]
+
+
+@pytest.mark.parametrize("name", ["lamb", "adan", "adabound"])
+def test_optimizers_count_the_steps_of_a_group_from_when_it_learns(name, tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(8)]
+    for path in paths:
+        cv2.imwrite(str(path), np.full((32, 32, 3), 9, np.uint8))
+    config = Config(epochs=3, freeze_epochs=2, optimizer=name, lr=1e-3)
+    model = build_model("test_resnet", 2, 32)
+    images = Images(paths, np.eye(2, dtype=np.float32)[np.arange(8) % 2], eval_transform(32), 32)
+    batches = make_loader(images, EpochOrder(8, 4, True), 0, CPU)
+    training = Training(model, make_optimizer_of(model, config), torch.amp.GradScaler("cpu", enabled=False))
+    objective = Objective(choose_loss("auto", "multiclass"))
+    recipe, nothing = make_recipe(config, 0), float("nan")
+    for _ in fit(training, make_card(), objective, batches, None, lambda values: nothing, recipe, CPU, FLOAT32):
+        pass
+    in_head = set(model.head.parameters())
+    counted = {int(group["step"]): in_head.issuperset(group["params"]) for group in training.optimizer.param_groups}
+    assert counted == {6: True, 2: False}  # 3 epochs and 1 of 2 batches

@@ -1,6 +1,7 @@
 """Fancy PCA: light of a little other strength and colour, by the principal components of ImageNet's colours.
 
-Krizhevsky, Sutskever and Hinton, ImageNet Classification with Deep Convolutional Neural Networks, 2012, section 4.1.
+Source: Krizhevsky, Sutskever and Hinton, ImageNet Classification with Deep Convolutional Neural Networks, section 4.1,
+proceedings.neurips.cc/paper/2012/hash/c399862d3b9d6b76c8436e924a68c45b-Abstract.html
 Not albumentations' FancyPCA (2.0.8): it multiplies the components by the pixels, and changed half of the images by less
 than 0.01 grey levels on average.
 """

@@ -11,11 +11,17 @@ SIZE_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # of JPEG: the start
 
 def claimed_pixels(data: bytes, kind: str) -> int:
     """Width x height by the header; 0 where it cannot be told, which the decoder must then refuse or not."""
+    width, height = claimed_size(data, kind)
+    return width * height
+
+
+def claimed_size(data: bytes, kind: str) -> tuple[int, int]:
+    """Width and height by the header, as stored (an EXIF orientation may swap them); 0, 0 where it cannot be told."""
     try:
         width, height = SIZES[kind](data)
     except (KeyError, struct.error, IndexError):
-        return 0
-    return abs(width) * abs(height)
+        return 0, 0
+    return abs(width), abs(height)
 
 
 def png_size(data: bytes) -> tuple[int, int]:

@@ -98,14 +98,17 @@ def open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """The pixels of an image file's bytes, (H, W, 3) uint8 RGB. Raises BadImage with the reason."""
+def decode_image(data: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
+    """The pixels of an image file's bytes, (H, W, 3) uint8 RGB. Raises BadImage with the reason.
+
+    flags: of OpenCV, for a JPEG at half its size or less (kfold/data/reduce.py).
+    """
     if not data:
         raise BadImage("is empty (0 bytes)")
     if (pixels := claimed_pixels(data, image_kind(data))) > MAX_PIXELS:
         raise BadImage(f"has {pixels} pixels, more than the cap of {MAX_PIXELS} (kfold/data/images.py)")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         too_large = "MAX_IMAGE" in str(error)
         raise BadImage("has more pixels than the cap" if too_large else "is damaged") from None

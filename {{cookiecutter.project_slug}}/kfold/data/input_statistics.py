@@ -1,4 +1,7 @@
-"""Mean and standard deviation of the pixels that a fold trains on, in place of the backbone's own."""
+"""Mean and standard deviation of the pixels that a fold trains on, in place of the backbone's own.
+
+Source: LeCun and others, Efficient BackProp, 1998, yann.lecun.com/exdb/publis/pdf/lecun-98b.pdf, section 4.3
+"""
 
 from collections.abc import Sequence
 from functools import partial

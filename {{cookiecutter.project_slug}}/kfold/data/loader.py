@@ -6,7 +6,9 @@ import shutil
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +18,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kfold.data.augment import apply
-from kfold.data.images import BadImage, read_image
+from kfold.data.cache import FileReader
+from kfold.data.exact import apply_into
+from kfold.data.images import BadImage
+from kfold.data.scan import num_cores
 from kfold.seeds import seed_of
 
 SHARED_MEMORY = "/dev/shm"
-PREFETCHED = 2  # batches that PyTorch keeps ready for each loader process
+PREFETCHED = 2  # batches that PyTorch keeps ready for each loader process; and we for each thread
+MOST_THREADS = 8  # more get in each other's way at Python's lock
 
 
 Key = tuple[int, int] | tuple[int, int, int]  # epoch (from 0), row, and the size of the batch where it varies
@@ -40,7 +45,8 @@ class Images(Dataset):
     the epoch varies the augmentation.
 
     size: of an image, in pixels; the largest where the keys of a batch carry one of their own. transform_of:
-    (epoch, size) -> the transform to use; by default `transform`, always.
+    (epoch, size) -> the transform to use; by default `transform`, always. read: row -> pixels, such as a cache's
+    reader; by default the files are decoded.
     """
 
     def __init__(
@@ -53,9 +59,10 @@ class Images(Dataset):
         fold: int = 0,
         weights: np.ndarray | None = None,
         transform_of: Callable[[int, int], A.Compose] | None = None,
+        read: Callable[[int], np.ndarray] | None = None,
     ):
-        # One array of text, not a list: reading list items in workers copies their memory pages (PyTorch issue 13246).
-        self.paths = np.array([str(path) for path in paths])
+        self.read = read or FileReader(paths)
+        self.paths = np.array([str(path) for path in paths])  # no list: see FileReader
         self.targets = torch.from_numpy(np.ascontiguousarray(targets, np.float32))
         self.weights = torch.ones_like(self.targets) if weights is None else torch.from_numpy(weights)
         self.transform, self.size, self.seed, self.fold = transform, size, seed, fold
@@ -66,16 +73,17 @@ class Images(Dataset):
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         size = keys[0][2] if len(keys[0]) == 3 else self.size
-        images = np.zeros((len(keys), size, size, 3), np.uint8)
+        images = np.empty((len(keys), size, size, 3), np.uint8)
         problems = []
         for position, (epoch, row, *_) in enumerate(keys):
             try:
-                image = read_image(Path(self.paths[row]))
+                image = self.read(row)
             except BadImage as problem:
                 problems.append((row, f"{self.paths[row]}: {problem}"))
+                images[position] = 0
                 continue
             transform = self.transform_of(epoch, size) if self.transform_of else self.transform
-            images[position] = apply(transform, image, seed_of(self.seed, self.fold, epoch, row))
+            apply_into(images[position], transform, image, seed_of(self.seed, self.fold, epoch, row))
         indices = torch.tensor([key[1] for key in keys])
         return Batch(torch.from_numpy(images), self.targets[indices], self.weights[indices], indices, problems)
 
@@ -147,31 +155,72 @@ def as_is(batch: Batch) -> Batch:
     return batch
 
 
-def make_loader(images: Images, order: EpochOrder, num_workers: int, device: torch.device) -> DataLoader:
-    """Batches of `images` in `order`; num_workers = 0 reads in this process. Iterating draws no global randomness.
+def make_loader(
+    images: Images, order: EpochOrder, workers: int | str, device: torch.device
+) -> "DataLoader | ThreadLoader":
+    """Batches of `images` in `order`. Iterating draws no global randomness.
 
-    Loader processes hand batches over in shared memory: where that is too small, this process reads, and says so.
+    workers: threads, or so many loader processes; 0 reads in this thread. Loader processes hand batches
+    over in shared memory: where that is too small, this thread reads, and it is said.
     """
-    num_bytes = num_workers * PREFETCHED * order.batch_size * 3 * images.size**2
-    if num_bytes > (free := free_shared_memory()):
+    if workers == "threads":
+        return ThreadLoader(images, order, min(num_cores(), MOST_THREADS), device.type == "cuda")
+    if (needed := shared_bytes(images, order, workers)) > (free := free_shared_memory()):
         print(
-            f"shared memory ({SHARED_MEMORY}) has {free / 1e6:.0f} MB free, {num_workers} loader processes need "
-            f"{num_bytes / 1e6:.0f} MB: num_workers=0 (docker run --shm-size=1g gives more)",
+            f"shared memory ({SHARED_MEMORY}) has {free / 1e6:.0f} MB free, {workers} loader processes need "
+            f"{needed / 1e6:.0f} MB: workers=0 (docker run --shm-size=1g gives more)",
             file=sys.stderr,
         )
-        num_workers = 0
+        workers = 0
     return DataLoader(
         images,
         batch_sampler=order,
-        num_workers=num_workers,
+        num_workers=workers,
         collate_fn=as_is,
-        persistent_workers=num_workers > 0,
+        persistent_workers=workers > 0,
         # Children of a fork server, Python 3.14's default, would not notice that this process was killed.
-        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
         worker_init_fn=leave_interrupt_to_parent,
     )
+
+
+def shared_bytes(images: Images, order: EpochOrder, num_processes: int) -> int:
+    """What so many loader processes keep in shared memory."""
+    return num_processes * PREFETCHED * order.batch_size * 3 * images.size**2
+
+
+class ThreadLoader:
+    """Batches that threads of this process get ready. Reading and OpenCV let go of Python's lock."""
+
+    num_workers = 0  # processes
+
+    def __init__(self, images: Images, order: EpochOrder, num_threads: int, pin_memory: bool):
+        self.dataset, self.batch_sampler = images, order
+        self.num_threads, self.pin_memory = num_threads, pin_memory
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        coming: deque[Future] = deque()
+        with ThreadPoolExecutor(self.num_threads, "loader") as pool:
+            try:
+                for keys in self.batch_sampler:
+                    coming.append(pool.submit(self.get, keys))
+                    if len(coming) > PREFETCHED * self.num_threads:
+                        yield coming.popleft().result()
+                while coming:
+                    yield coming.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)  # whoever stops in the middle does not wait for what is ahead
+
+    def get(self, keys: Sequence[Key]) -> Batch:
+        batch = self.dataset.__getitems__(keys)
+        if not self.pin_memory:
+            return batch
+        return Batch(*(tensor.pin_memory() for tensor in batch[:4]), batch.problems)
 
 
 def free_shared_memory() -> float:
@@ -193,6 +242,10 @@ def hear_of_dead_workers_here() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
+def is_dead_worker(error: RuntimeError) -> bool:
+    return re.match(r"DataLoader worker \(pid", str(error)) is not None
+
+
 def read_batches(loader: DataLoader, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
     """The batches of an epoch from number `start` on. Where a loader process is killed, this process goes on alone."""
     order: EpochOrder = loader.batch_sampler
@@ -205,8 +258,8 @@ def read_batches(loader: DataLoader, epoch: int = 0, start: int = 0) -> Iterator
             yield batch
         return
     except RuntimeError as error:
-        if not re.match(r"DataLoader worker \(pid", str(error)):
+        if not is_dead_worker(error):
             raise
-    print("a loader process was killed (by a signal, or memory is full): num_workers=0 from here on", file=sys.stderr)
+    print("a loader process was killed (by a signal, or memory is full): workers=0 from here on", file=sys.stderr)
     loader.num_workers = 0
     yield from read_batches(loader, epoch, start)

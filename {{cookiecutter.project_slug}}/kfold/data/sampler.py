@@ -1,4 +1,7 @@
-"""Rows of an epoch drawn with replacement, so that rare classes come more often than they are."""
+"""Rows of an epoch drawn with replacement, so that rare classes come more often than they are.
+
+Source: Kang and others, Decoupling Representation and Classifier, arxiv.org/abs/1910.09217
+"""
 
 from collections.abc import Callable
 

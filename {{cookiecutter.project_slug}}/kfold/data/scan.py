@@ -48,7 +48,7 @@ def map_files(function: Callable[[Path], Result], paths: Sequence[Path], title: 
 
     In parallel where the files are large enough. Raises UserError when a process was killed.
     """
-    num_processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_processes = num_cores()
     bar = tqdm(total=len(paths), desc=title, unit="image", disable=not sys.stderr.isatty())
     results: list[Result] = []
     with bar:
@@ -66,6 +66,11 @@ def map_files(function: Callable[[Path], Result], paths: Sequence[Path], title: 
             except BrokenProcessPool:
                 raise UserError(f"{title}: a process that reads images was killed: free memory, run again") from None
     return results
+
+
+def num_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def file_size(path: Path) -> int:

@@ -23,6 +23,6 @@ def asymmetric(
     log_yes, log_no = F.logsigmoid(logits), F.logsigmoid(-logits)
     positive = (gamma_positive * log_no).exp() * log_yes
     shifted = (logits.sigmoid() - clip).clamp(min=torch.finfo(logits.dtype).eps)  # its floor: see focal.py
-    log_shifted_no = log_no if clip == 0 else torch.logaddexp(log_no, log_no.new_tensor(math.log(clip))).clamp(max=0)
+    log_shifted_no = log_no if clip == 0 else torch.logaddexp(log_no, log_no.new_full((), math.log(clip))).clamp(max=0)
     negative = shifted**gamma_negative * log_shifted_no
     return -targets * positive - (1 - targets) * negative

@@ -19,17 +19,23 @@ def add_centers(model: nn.Module, num_classes: int, image_size: int) -> None:
     model.register_buffer("centers", torch.zeros(num_classes, features.shape[1]))
 
 
-def center_loss(features: torch.Tensor, labels: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
-    """Half the squared distance from features (B, D) to the center (C, D) of their class (B,), mean over rows."""
-    return (features - centers[labels]).square().sum(dim=1).mean() / 2
+def center_loss(
+    features: torch.Tensor, labels: torch.Tensor, centers: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Half the squared distance from features (B, D) to the center (C, D) of their class (B,), mean over rows.
+
+    weights: (B,), of each row in the mean; 0 where all are 0.
+    """
+    distances = (features - centers[labels]).square().sum(dim=1)
+    return (weights * distances).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny) / 2
 
 
 @torch.no_grad()
-def move_centers(centers: torch.Tensor, features: torch.Tensor, labels: torch.Tensor) -> None:
+def move_centers(centers: torch.Tensor, features: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> None:
     """In place: c_j -= alpha x the sum of c_j - x_i over rows of class j / (1 + their number) (the paper's equation 4).
 
-    Classes that are not in the batch stay where they are.
+    A row counts as often as its weight (B,) says. Classes that are not in the batch stay where they are.
     """
-    members = (labels[:, None] == torch.arange(len(centers), device=labels.device)).to(features.dtype)  # (B, C)
+    members = (labels[:, None] == torch.arange(len(centers), device=labels.device)) * weights[:, None]  # (B, C)
     counts = members.sum(dim=0)[:, None]
     centers.sub_(MOVE * (counts * centers - members.T @ features) / (1 + counts))

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from kfold.on_device import on_device
+
 Rule = Callable[[np.ndarray], np.ndarray]  # rows of exclusive classes (K,) or (K, C) -> weights of the same shape
 
 
@@ -33,13 +35,14 @@ def weigh_classes(targets: np.ndarray, task: str, rule: Rule) -> Callable[[torch
     targets = targets.astype(np.float64)
     counts = targets.sum(axis=0) if task == "multiclass" else np.stack([(1 - targets).sum(axis=0), targets.sum(axis=0)])
     weights = rule(counts)
-    weights = torch.from_numpy(weights * counts.sum(axis=0) / (counts * weights).sum(axis=0)).float()
+    weights = np.atleast_2d(weights * counts.sum(axis=0) / (counts * weights).sum(axis=0))
+    rows = [tuple(row) for row in weights.tolist()]
 
     def of_rows(targets: torch.Tensor) -> torch.Tensor:
-        return (targets * weights.to(targets.device)).sum(dim=1, keepdim=True)
+        return (targets * on_device(targets.device, *rows)).sum(dim=1, keepdim=True)
 
     def of_cells(targets: torch.Tensor) -> torch.Tensor:
-        no, yes = weights.to(targets.device)
+        no, yes = on_device(targets.device, *rows)
         return targets * yes + (1 - targets) * no
 
     return of_rows if task == "multiclass" else of_cells

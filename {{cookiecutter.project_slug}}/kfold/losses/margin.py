@@ -17,7 +17,6 @@ def arcface(logits: torch.Tensor, targets: torch.Tensor, scale: float, margins: 
     scale x margin x sin(margin), as in the authors' code.
     Deng and others, ArcFace, arxiv.org/abs/1801.07698
     """
-    margins = margins.to(logits.device)
     floor = torch.finfo(logits.dtype).eps  # the slope of a root at 0 is infinite
     sines = (1 - (logits / scale) ** 2).clamp(min=floor).sqrt()
     turned = logits * margins.cos() - scale * margins.sin() * sines
@@ -30,7 +29,7 @@ def cosface(logits: torch.Tensor, targets: torch.Tensor, scale: float, margins: 
 
     margins: (C,), of the cosine. Wang and others, CosFace, arxiv.org/abs/1801.09414
     """
-    return torch.where(targets > 0.5, logits - scale * margins.to(logits.device), logits)
+    return torch.where(targets > 0.5, logits - scale * margins, logits)
 
 
 def class_margins(margin: float, counts: np.ndarray, power: float, highest: float) -> torch.Tensor:

@@ -3,12 +3,15 @@
 import torch
 
 
-def triplet(features: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
+def triplet(features: torch.Tensor, labels: torch.Tensor, margin: float, weights: torch.Tensor) -> torch.Tensor:
     """Mean over anchors of max(0, margin + distance to the furthest of its class - distance to the nearest of another).
 
-    features (B, D), Euclidean and as they are; labels (B,) int64. Anchors without a second image of their class, or
-    without one of another, are left out; 0 where none remains.
+    features (B, D), Euclidean and as they are; labels (B,) int64; weights (B,), of each anchor in the mean: a row of
+    weight 0 is no other row's furthest or nearest, either. Anchors without a second image of their class, or without
+    one of another, are left out; 0 where none remains.
     """
+    counted = weights > 0
+    features, labels, weights = features[counted], labels[counted], weights[counted]
     same = labels[:, None] == labels
     positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     anchors = (positive.any(dim=1) & ~same.all(dim=1)).nonzero()[:, 0]
@@ -21,4 +24,5 @@ def triplet(features: torch.Tensor, labels: torch.Tensor, margin: float) -> torc
     # Distances once more, of the chosen pairs alone: gradients of all pairs would take B x B x D of memory.
     to_positive = torch.linalg.vector_norm(features[anchors] - features[furthest], dim=1)
     to_negative = torch.linalg.vector_norm(features[anchors] - features[nearest], dim=1)
-    return (margin + to_positive - to_negative).relu().mean()
+    losses = (margin + to_positive - to_negative).relu()
+    return (weights[anchors] * losses).sum() / weights[anchors].sum()

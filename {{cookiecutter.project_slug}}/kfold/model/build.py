@@ -1,5 +1,6 @@
 """A backbone of timm or torchvision with a fresh head, from ImageNet weights, a local file, or scratch."""
 
+import difflib
 import urllib.error
 import urllib.request
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -65,8 +66,10 @@ def refuse_unknown_backbone(backbone: str) -> None:
     if is_torchvision(backbone):
         refuse_unknown_network(backbone)
     elif not timm.is_model(backbone):
-        near = timm.list_models(f"*{backbone.split('_')[0]}*")[:5]
-        hint = f"near: {', '.join(near)}" if near else "see timm.list_models()"
+        names, wish = timm.list_models(), backbone.lower()[:100]
+        begun = [name for name in names if wish and name.startswith(wish)]
+        near = (begun or difflib.get_close_matches(wish, names, n=5))[:5]
+        hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
         raise UserError(f"backbone '{backbone}': timm {timm.__version__} has none of that name; {hint}")
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+FAR_OUT = 40.0  # half of it is a score whose sigmoid is 1 - 2e-9
+
 
 def make_head(
     name: str, num_features: int, num_outputs: int, scale: float = 30.0, num_subcenters: int = 1
@@ -50,7 +52,8 @@ class OrdinalHead(nn.Module):
     """Log probabilities of ordered classes, by one score: P(class <= k) = sigmoid(threshold_k - score).
 
     softmax of these logits gives the probabilities, and cross entropy their likelihood. Thresholds grow with k. Source:
-    McCullagh, Regression Models for Ordinal Data, Journal of the Royal Statistical Society B 42 (1980), section 2.
+    McCullagh, Regression Models for Ordinal Data, Journal of the Royal Statistical Society B 42 (1980), section 2,
+    doi.org/10.1111/j.2517-6161.1980.tb01109.x
     """
 
     def __init__(self, num_features: int, num_classes: int):
@@ -70,9 +73,22 @@ class OrdinalHead(nn.Module):
 
         sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), whose log is exact far out, too.
         """
-        gaps = F.softplus(self.raw_gaps) + 1e-4  # two equal thresholds would make a class impossible
-        thresholds = torch.cat([self.first, self.first + gaps.cumsum(0)])
+        thresholds, gaps = self.thresholds()
         below = F.logsigmoid(thresholds - scores)  # (B, C - 1): log P(class <= k)
         above = F.logsigmoid(scores - thresholds)  # log P(class > k)
         middle = below[:, 1:] + above[:, :-1] + torch.log(-torch.expm1(-gaps))
         return torch.cat([below[:, :1], middle, above[:, -1:]], dim=1)
+
+    def thresholds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The thresholds (C - 1,), and the gaps (C - 2,) between them."""
+        gaps = F.softplus(self.raw_gaps) + 1e-4  # two equal thresholds would make a class impossible
+        return torch.cat([self.first, self.first + gaps.cumsum(0)]), gaps
+
+    def surest(self, classes: torch.Tensor) -> torch.Tensor:
+        """Classes (B,) int64 -> the logits (B, C) that are surest of them, with the thresholds as they are.
+
+        Between two thresholds that are near each other no score makes a class likely.
+        """
+        thresholds, _ = self.thresholds()
+        ends = torch.cat([thresholds[:1] - FAR_OUT, thresholds, thresholds[-1:] + FAR_OUT])
+        return self.log_probabilities(((ends[1:] + ends[:-1]) / 2)[classes, None])

@@ -30,7 +30,11 @@ def refuse_unknown_network(backbone: str) -> None:
     name = backbone.removeprefix(PREFIX)
     if name not in names:
         near = difflib.get_close_matches(name, names, 5, 0.3)
-        hint = f"near: {', '.join(PREFIX + name for name in near)}" if near else "see torchvision.models.list_models()"
+        hint = (
+            f"did you mean {', '.join(PREFIX + name for name in near)}?"
+            if near
+            else "see torchvision.models.list_models()"
+        )
         raise UserError(f"backbone '{backbone}': torchvision has no classification network of that name; {hint}")
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from kfold.errors import UserError
 from kfold.model.build import build_model
 from kfold.model.network import Architecture
+from kfold.on_device import on_device
 
 TRAINING_ONLY = ("centers",)  # tensors of kfold/losses/center.py
 
@@ -69,5 +70,5 @@ def read_card(values: Mapping) -> ModelCard:
 
 def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 with the given statistics (0..1), on the images' device."""
-    statistics = torch.tensor([mean, std], device=images.device) * 255
+    statistics = on_device(images.device, mean, std) * 255
     return images.permute(0, 3, 1, 2).sub(statistics[0][:, None, None]).div_(statistics[1][:, None, None])

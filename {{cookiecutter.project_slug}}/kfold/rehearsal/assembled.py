@@ -15,15 +15,15 @@ from kfold.data.targets import Targets
 from kfold.model.weights import ModelCard
 from kfold.seeds import seed_of
 from kfold.setup.batches import make_batches
-from kfold.setup.network import make_card, make_model, with_input
 from kfold.setup.objective import make_objective
-from kfold.setup.rows import TrainingRows, gather_rows
+from kfold.setup.pixels import open_pixels
+from kfold.setup.rows import TrainingRows, all_paths, gather_rows
+from kfold.setup.start import make_training
 from kfold.setup.terms import load_teachers, make_terms
-from kfold.setup.training import make_averages, make_optimizer_of, make_recipe
+from kfold.setup.training import make_recipe
 from kfold.stopping import Stop
 from kfold.training.loop import Recipe, keep_frozen
 from kfold.training.objective import Objective
-from kfold.training.overfit import refuse_frozen
 from kfold.training.precision import Precision, choose_device, choose_precision, make_deterministic
 from kfold.training.predicting import refuse_unreadable
 from kfold.training.state import Training
@@ -94,19 +94,18 @@ def assemble(chosen: ChosenFold, config: Config, num_batches: int = 0) -> Assemb
     precision = choose_precision(config.precision, device)
     rows = gather_rows(workspace, chosen.run, number, chosen.facts, config, chosen.folds, chosen.targets)
     times = -(-num_batches * config.batch_size // len(rows.train_paths)) or 1
-    train_batches, _ = make_batches(repeated(rows, times), task, config, number, device)
-    names, values = chosen.targets.names, rows.train_targets[: rows.num_real]
-    model = make_model(config, task, number, values).to(device)
-    refuse_frozen(model)  # PyTorch makes no optimizer of nothing
-    card = with_input(make_card(model, config, task, names, values), config, rows.train_paths[: rows.num_real])
-    optimizer = make_optimizer_of(model, config)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
-    training = Training(model, optimizer, scaler, make_averages(model, config), config.accumulate)
-    teachers = load_teachers(workspace, number, config, chosen.folds.stamp)
-    terms = make_terms(model, training.averages, teachers, rows, card, config, number, device, precision, 0)
+    check = chosen.stop.check
+    pixels = open_pixels(workspace, config, all_paths(rows), 1, check)  # read once: auto makes no cache, but uses one
+    train_batches, _ = make_batches(repeated(rows, times), task, config, number, device, pixels, check)
+    training, card = make_training(rows, chosen.targets.names, task, config, number, device, precision)
+    teachers = load_teachers(workspace, config.distill_from, number, chosen.folds.stamp)
+    order = train_batches.batch_sampler
+    terms = make_terms(training, teachers, rows, card, config, number, device, precision, order, 0, pixels)
     objective = make_objective(config, task, terms, bool(teachers), rows)
     fold = AssembledFold(training, card, objective, train_batches, rows, make_recipe(config, number), device, precision)
     fold.start_training()
+    if config.clean_labels:
+        print(f"{chosen.name}: clean_labels={config.clean_labels} is not applied here: all rows are trained on")
     return fold
 
 

@@ -60,7 +60,7 @@ def profile(chosen: ChosenFold) -> None:
     with watched(stopwatch, fold.training.model, fold.training.optimizer):
         num_steps = time_parts(batches, step, TIMED_STEPS, TIMED_SECONDS, stopwatch)
     parts = {part: seconds / num_steps for part, seconds in stopwatch.seconds.items()}
-    show_parts(parts, speed, config.num_workers)
+    show_parts(parts, speed)
     whole_run = describe_run(chosen.num_rows, chosen.folds.num_folds, config.epochs, images_a_row, speed)
     print(f"  the whole run: {whole_run}")
     path_of = chosen.workspace.profile_path
@@ -71,15 +71,13 @@ def profile(chosen: ChosenFold) -> None:
     print(f"  {describe_largest_batch(fold, black(batch, largest_size(config)), most)}")
 
 
-def show_parts(parts: Mapping[str, float], speed: float, num_workers: int) -> None:
+def show_parts(parts: Mapping[str, float], speed: float) -> None:
     total = sum(parts.values())
     for part, seconds in parts.items():
         print(f"    {part:<10} {1000 * seconds:9.1f} ms  {seconds / total:4.0%}")
     print(f"    {'a step':<10} {1000 * total:9.1f} ms, {speed:.0f} images/s when nothing is measured in between")
     if parts["data"] > 0.2 * total:
-        print(
-            f"  it waits for images: try more loader processes (num_workers={num_workers} now), or smaller image files"
-        )
+        print("  it waits for images: a cache (made when training starts, unless cache=off), or workers=auto, may help")
 
 
 def parts_table(parts: Mapping[str, float]) -> pd.DataFrame:

@@ -121,9 +121,15 @@ def markdown(found: Ablation) -> str:
     return "\n".join(lines)
 
 
+def command_of(text: str) -> str:
+    """The command in what `markdown` wrote; empty where somebody took it out."""
+    parts = text.split("\n```\n")
+    return parts[1] if len(parts) == 3 else ""
+
+
 COST_NOTE = (
-    "time: an epoch's seconds as measured when each training ran; with other work on the machine, or trainings of "
-    "different days, it says little"
+    "time: median over seeds and folds of a training's seconds over the baseline's, as measured when each ran; with "
+    "other work on the machine, or trainings of different days, it says little"
 )
 
 

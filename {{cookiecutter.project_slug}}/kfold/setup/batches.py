@@ -1,8 +1,7 @@
 """Batches of a fold: which rows, at which size, with which augmentation, in which epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,18 +9,27 @@ from torch.utils.data import DataLoader
 
 from kfold.config import Config
 from kfold.data.augment import Augmentation, eval_transform, train_transform, transform_of_epoch
-from kfold.data.loader import EpochOrder, Images, make_loader, mixed_rows
+from kfold.data.cache import FILES, Pixels
+from kfold.data.loader import EpochOrder, Images, ThreadLoader, make_loader, mixed_rows
 from kfold.data.sampler import RowsOf, classes_of, resampled
 from kfold.data.sizes import SizeOf, drawn_sizes, growing_sizes
-from kfold.errors import UserError
-from kfold.seeds import seed_of
+from kfold.data.workers import workers_for
 from kfold.setup.rows import TrainingRows
 
 
 def make_batches(
-    rows: TrainingRows, task: str, config: Config, number: int, device: torch.device
-) -> tuple[DataLoader, DataLoader | None]:
-    """Augmented, shuffled batches of the training rows, and plain ones of the validation rows in order."""
+    rows: TrainingRows,
+    task: str,
+    config: Config,
+    number: int,
+    device: torch.device,
+    pixels: Pixels = FILES,
+    check: Callable[[], object] = lambda: None,
+) -> tuple[DataLoader | ThreadLoader, DataLoader | ThreadLoader | None]:
+    """Augmented, shuffled batches of the training rows, and plain ones of the validation rows in order.
+
+    check: raises when it is time to stop.
+    """
     augmentation, size, largest = make_augmentation(config), config.image_size, largest_size(config)
     train_images = Images(
         rows.train_paths,
@@ -32,16 +40,24 @@ def make_batches(
         number,
         rows.train_weights,
         partial(transform_of_epoch, augmentation, first_plain_epoch(config)),
+        pixels.reader(rows.train_paths),
     )
     rows_of = make_rows_of(config, rows.train_targets, rows.num_real, task, number)
     size_of = make_size_of(config, number)
     train_order = EpochOrder(len(train_images), config.batch_size, True, config.seed, number, rows_of, size_of)
-    train_batches = make_loader(train_images, train_order, config.num_workers, device)
+    workers = workers_for(train_images, train_order, config.workers, device, check)
+    train_batches = make_loader(train_images, train_order, workers, device)
     if not len(rows.valid_paths):
         return train_batches, None
-    valid_images = Images(rows.valid_paths, rows.valid_targets, eval_transform(size, config.center_crop), size)
+    valid_images = Images(
+        rows.valid_paths,
+        rows.valid_targets,
+        eval_transform(size, config.center_crop),
+        size,
+        read=pixels.reader(rows.valid_paths),
+    )
     valid_order = EpochOrder(len(valid_images), 2 * config.batch_size, False)
-    return train_batches, make_loader(valid_images, valid_order, config.num_workers, device)
+    return train_batches, make_loader(valid_images, valid_order, workers, device)
 
 
 def make_rows_of(config: Config, targets: np.ndarray, num_real: int, task: str, number: int) -> RowsOf:
@@ -83,21 +99,3 @@ def make_augmentation(config: Config) -> Augmentation:
 def first_plain_epoch(config: Config) -> float:
     """The first (from 0) of the last epochs without mixing and heavy augmentation; infinite where none is."""
     return config.epochs - config.plain_epochs if config.plain_epochs else float("inf")
-
-
-def make_unlabelled_batches(
-    paths: Sequence, config: Config, number: int, device: torch.device
-) -> tuple[DataLoader, DataLoader]:
-    """Two loaders of the same test images in the same order, augmented differently."""
-    if sum(Path(path).is_file() for path in paths) < 2:  # BatchNorm cannot train on one
-        raise UserError(f"consistency_weight learns from test images, and fewer than 2 of {len(paths)} are there")
-    size = config.image_size
-    augment = train_transform(make_augmentation(config), size)
-    batch_size = min(config.batch_size, len(paths))
-    loaders = []
-    for side in ("student", "teacher"):
-        seed = seed_of(config.seed, "unlabelled", side)
-        images = Images(paths, np.zeros((len(paths), 0)), augment, size, seed, number)
-        order = EpochOrder(len(paths), batch_size, True, config.seed, number)
-        loaders.append(make_loader(images, order, config.num_workers, device))
-    return loaders[0], loaders[1]

@@ -24,6 +24,7 @@ from kfold.data.folds import Folds
 from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
 from kfold.data.sampler import classes_of
 from kfold.data.targets import Targets
+from kfold.data.workers import workers_for
 from kfold.errors import UserError
 from kfold.model.weights import ModelCard
 from kfold.report.spreadsheet import to_spreadsheet, unguard
@@ -60,7 +61,7 @@ def drop_doubtful(
     path = workspace.dropped_path(run, number)
     dropped = read_dropped(path) if number in workspace.begun_folds(run) else None
     if dropped is None:
-        judges = load_teachers(workspace, number, config, folds.stamp, KEY)
+        judges = load_teachers(workspace, config.clean_labels_from, number, folds.stamp)
         refuse_other_outputs(judges, facts.task, targets.names, KEY)
         doubts = judge(judges, rows, facts.task, config, device, precision, stop.check)
         dropped = write_dropped(path, rows, doubts, facts.task, config.clean_labels, judges)
@@ -104,7 +105,8 @@ def predict_rows(
     """Predictions (num_real, C) of the real training rows, without augmentation."""
     paths, targets = rows.train_paths[: rows.num_real], rows.train_targets[: rows.num_real]
     images = Images(paths, targets, eval_transform(card.image_size, card.center_crop), card.image_size)
-    loader = make_loader(images, EpochOrder(len(images), 2 * config.batch_size, False), config.num_workers, device)
+    order = EpochOrder(len(images), 2 * config.batch_size, False)
+    loader = make_loader(images, order, workers_for(images, order, config.workers, device, between_batches), device)
     batches = tqdm(read_batches(loader), "judge labels", len(loader), disable=None, leave=False)
     logits = predict_logits(model.to(device), batches, [same], card, device, precision, None, between_batches)[0]
     return to_target_units(logits, card).numpy()

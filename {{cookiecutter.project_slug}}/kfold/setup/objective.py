@@ -14,6 +14,7 @@ from kfold.losses.l1 import absolute_sum
 from kfold.losses.label_smoothing import smooth_labels
 from kfold.losses.margin import arcface, class_margins, cosface, margin_scale
 from kfold.losses.triplet import triplet
+from kfold.on_device import on_device
 from kfold.setup.batches import first_plain_epoch
 from kfold.setup.rows import TrainingRows
 from kfold.training.losses import Loss, choose_loss
@@ -72,7 +73,8 @@ def make_margin(config: Config, targets: np.ndarray) -> Callable[[torch.Tensor, 
         (cosface, config.cosface_margin) if config.head == "cosface" else (arcface, config.arcface_margin)
     )
     margins = class_margins(margin, targets.sum(axis=0), config.margin_power, HIGHEST_MARGIN[config.head])
-    return partial(function, scale=margin_scale(config.margin_scale, targets.shape[1]), margins=margins)
+    scale, numbers = margin_scale(config.margin_scale, targets.shape[1]), tuple(margins.tolist())
+    return lambda logits, targets: function(logits, targets, scale, on_device(logits.device, numbers)[0])
 
 
 def make_class_weights(config: Config, task: str, targets: np.ndarray) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -94,12 +96,13 @@ def make_loss_terms(config: Config, model: nn.Module) -> list[Term]:
     """What joins the loss of logits: of features, and of the weights. Center loss needs `model.centers`."""
 
     def of_triplets(step: Step) -> torch.Tensor:
-        return config.triplet_weight * triplet(step.features, labels_of(step.targets), config.triplet_margin)
+        labels, weights = labels_of(step.targets), step.weights[:, 0]
+        return config.triplet_weight * triplet(step.features, labels, config.triplet_margin, weights)
 
     def of_centers(step: Step) -> torch.Tensor:
-        labels = labels_of(step.targets)
-        loss = center_loss(step.features, labels, model.centers)
-        move_centers(model.centers, step.features, labels)
+        labels, weights = labels_of(step.targets), step.weights[:, 0]
+        loss = center_loss(step.features, labels, model.centers, weights)
+        move_centers(model.centers, step.features, labels, weights)
         return config.center_weight * loss
 
     def of_weights(step: Step) -> torch.Tensor:

@@ -63,6 +63,11 @@ def gather_rows(
     )
 
 
+def all_paths(rows: TrainingRows) -> list[Path]:
+    """Every image that the fold reads."""
+    return [*rows.train_paths, *rows.valid_paths, *rows.unlabelled_paths]
+
+
 def read_pseudo_of_fold(
     workspace: Workspace,
     run: str,

@@ -1,5 +1,6 @@
 """What joins the loss of a fold: of features and weights, of teachers, of images without labels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,15 +9,17 @@ from torch import nn
 from kfold import artifacts
 from kfold.artifacts import Workspace
 from kfold.config import Config
+from kfold.data.cache import FILES, Pixels
+from kfold.data.loader import EpochOrder
 from kfold.ensemble.pseudo_files import refuse_unsafe_teacher
 from kfold.errors import UserError
 from kfold.model.weights import ModelCard, load_model
-from kfold.setup.batches import make_unlabelled_batches
 from kfold.setup.objective import make_loss, make_loss_terms
 from kfold.setup.rows import TrainingRows
+from kfold.setup.unlabelled import make_pairs
 from kfold.training.precision import Precision
-from kfold.training.state import Averages
-from kfold.training.terms import Term, consistency, distillation, endless_pairs
+from kfold.training.state import Training
+from kfold.training.terms import Term, consistency, distillation
 
 
 @dataclass(frozen=True)
@@ -25,20 +28,18 @@ class Teacher:
     models: list[tuple[nn.Module, ModelCard]]
 
 
-def load_teachers(
-    workspace: Workspace, number: int, config: Config, fold_stamp: str, key: str = "distill_from"
-) -> dict[str, Teacher]:
-    """For each run that `key` names its models of this very fold, all that it predicts with.
+def load_teachers(workspace: Workspace, runs: Sequence[str], number: int, fold_stamp: str) -> dict[str, Teacher]:
+    """For each of the runs its models of this very fold, all that it predicts with.
 
     Out-of-fold predictions of the training rows would not do: fold j's come from a model that saw fold `number`.
     """
     teachers = {}
-    for run in getattr(config, key):
+    for run in runs:
         artifacts.refuse_ablation(run)
         folder = workspace.fold_dir(run, number)
         manifest = artifacts.read_manifest(folder)
         if manifest is None:
-            raise UserError(f"{folder}: {key} names run {run}, which is not trained there: run train.py for it")
+            raise UserError(f"{folder}: run {run} is not trained there: run train.py for it")
         refuse_unsafe_teacher(manifest, run, number, fold_stamp)
         artifacts.verify_files(folder, manifest, list(manifest["weights"]))
         models = [load_model(folder / name) for name in manifest["weights"]]
@@ -54,8 +55,7 @@ def refuse_other_outputs(teachers: dict[str, Teacher], task: str, names: tuple[s
 
 
 def make_terms(
-    model: nn.Module,
-    averages: Averages,
+    training: Training,
     teachers: dict[str, Teacher],
     rows: TrainingRows,
     card: ModelCard,
@@ -63,10 +63,12 @@ def make_terms(
     number: int,
     device: torch.device,
     precision: Precision,
+    order: EpochOrder,
     first_step: int,
+    pixels: Pixels = FILES,
 ) -> list[Term]:
-    """What joins the supervised loss, from this step on."""
-    terms = make_loss_terms(config, model)
+    """What joins the supervised loss, from the step on (from 0); order: of the training batches."""
+    model, terms = training.model, make_loss_terms(config, training.model)
     if teachers:
         refuse_other_outputs(teachers, card.task, card.names, "distill_from")
         models = [model for teacher in teachers.values() for model in teacher.models]
@@ -74,7 +76,8 @@ def make_terms(
         weight, temperature = config.distill_weight, config.distill_temperature
         terms.append(distillation(models, card, loss, temperature, weight, device, precision))
     if config.consistency_weight:
-        pairs = endless_pairs(*make_unlabelled_batches(rows.unlabelled_paths, config, number, device), first_step)
+        teacher = training.averages.ema.module
+        pairs = make_pairs(rows.unlabelled_paths, config, number, device, order, first_step, pixels)
         weight, rampup_epochs = config.consistency_weight, config.consistency_rampup_epochs
-        terms.append(consistency(model, averages.ema.module, pairs, card, weight, rampup_epochs, device, precision))
+        terms.append(consistency(model, teacher, pairs, card, weight, rampup_epochs, device, precision))
     return terms

@@ -10,6 +10,7 @@ from torch import nn
 from kfold import artifacts
 from kfold.artifacts import Workspace
 from kfold.config import Config, settings_hash
+from kfold.data.cache import Pixels
 from kfold.setup.rows import TrainingRows, rows_sha256
 from kfold.setup.terms import Teacher
 from kfold.stopping import Stop
@@ -74,6 +75,7 @@ def make_saver(
     config: Config,
     fold_stamp: str,
     rows: TrainingRows,
+    pixels: Pixels,
     teachers: Mapping[str, "Teacher"],
     device: torch.device,
     precision: Precision,
@@ -86,6 +88,7 @@ def make_saver(
         "config_hash": settings_hash(config),
         "fold_stamp": fold_stamp,
         "rows_sha256": rows_sha256(rows),
+        "pixels": pixels.name,
         "teachers": json.dumps({name: teacher.weights_sha256 for name, teacher in teachers.items()}),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "precision": str(precision.dtype)[6:],

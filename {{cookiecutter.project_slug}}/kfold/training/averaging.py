@@ -13,7 +13,11 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def make_ema(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of parameters and buffers: call `update_parameters(model)` after each step."""
+    """An exponential moving average of parameters and buffers: call `update_parameters(model)` after each step.
+
+    Source: Morales-Brotons, Vogels and Hendrikx, Exponential Moving Average of Weights in Deep Learning,
+    arxiv.org/abs/2411.18704
+    """
 
     @torch.no_grad()
     def update(averages: Sequence[torch.Tensor], currents: Sequence[torch.Tensor], _: torch.Tensor) -> None:
@@ -32,7 +36,7 @@ def ema_decay(num_averaged: int, decay: float) -> float:
     """What is kept of an average of `num_averaged` steps: it grows to `decay`.
 
     Without this warm-up a decay of 0.999 leaves a third of the random first weights after 1,000 steps. Source of the
-    ramp: tf.train.ExponentialMovingAverage, tensorflow.org.
+    ramp: www.tensorflow.org/api_docs/python/tf/train/ExponentialMovingAverage
     """
     return min(decay, (1 + num_averaged) / (10 + num_averaged))
 

@@ -1,4 +1,4 @@
-"""Early stopping: a fold ends when its score has stood still.
+"""Early stopping: a fold ends when its score has stood still (Prechelt, doi.org/10.1007/3-540-49430-8_3).
 
 Where training ends is then chosen on the very rows that the score is of, so the score is a little optimistic, whatever
 weights it is predicted with; the manifest says so (length_from_validation).

@@ -1,5 +1,6 @@
 """The training loop of one fold."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -109,9 +110,20 @@ def fit(
             seconds=training.train_seconds + time.perf_counter() - started,
             images_per_second=training.num_images / training.train_seconds,
         )
+        warn_of_lost_epoch(result)
         training.log.append(result)
         training.next_epoch()
         yield result
+
+
+def warn_of_lost_epoch(result: EpochResult) -> None:
+    """Say that no batch of the epoch could be trained on; after some such batches in a row training ends."""
+    if np.isnan(result.train_loss):
+        print(
+            f"warning: epoch {result.epoch}: nothing was learned, no batch had a finite loss and gradient: "
+            f"if that goes on, lower lr (see --find-lr), or try precision=float32",
+            file=sys.stderr,
+        )
 
 
 def make_moment(

@@ -15,11 +15,17 @@ from kfold.training.parameter_groups import parameter_groups
 
 
 def layer_wise(groups: Iterable[dict]) -> list[dict]:
-    """Groups whose matrices have a trust ratio of their own even without weight decay, and whose vectors have none.
+    """Groups of matrices, which have a trust ratio even without weight decay, and of vectors, which have none without.
 
-    timm ties the ratio to weight decay: without it LAMB would be Adam, and LARS would be SGD.
+    timm ties the ratio to weight decay (timm/optim/lamb.py and lars.py, `weight_decay != 0 or always_adapt`): without
+    it LAMB would be Adam, and LARS would be SGD. So vectors have a ratio where decay_all lets them decay.
     """
-    return [{**group, "always_adapt": any(weight.ndim > 1 for weight in group["params"])} for group in groups]
+    found = []
+    for group in groups:
+        for is_matrix in (True, False):  # position embeddings, which do not decay, come in one group with the vectors
+            weights = [weight for weight in group["params"] if (weight.ndim > 1) == is_matrix]
+            found += [{**group, "params": weights, "always_adapt": is_matrix}] if weights else []
+    return found
 
 
 def lamb(groups: Iterable[dict], **options) -> torch.optim.Optimizer:

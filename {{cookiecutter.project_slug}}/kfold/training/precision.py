@@ -1,4 +1,7 @@
-"""Device and number format for the machine at hand."""
+"""Device and number format for the machine at hand.
+
+Source: Micikevicius and others, Mixed Precision Training, arxiv.org/abs/1710.03740
+"""
 
 import os
 from dataclasses import dataclass

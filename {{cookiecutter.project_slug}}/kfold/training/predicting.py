@@ -8,6 +8,7 @@ from torch import nn
 from kfold.data.loader import Batch
 from kfold.errors import UserError
 from kfold.model.weights import ModelCard, normalize
+from kfold.on_device import on_device
 from kfold.training.losses import to_probabilities
 from kfold.training.memory import is_full_memory
 from kfold.training.precision import Precision, autocast
@@ -70,7 +71,7 @@ def same(images: torch.Tensor) -> torch.Tensor:
 
 def standardized(targets: torch.Tensor, card: ModelCard) -> torch.Tensor:
     """Targets (N, C) in the units that the model is trained in; other tasks than regression have offset 0, scale 1."""
-    offset, scale = torch.tensor([card.offset, card.scale], device=targets.device)
+    offset, scale = on_device(targets.device, card.offset, card.scale)
     return (targets - offset) / scale
 
 

@@ -11,7 +11,8 @@ from kfold.files import file_sha256
 from kfold.stopping import Stop
 from kfold.training.state import Training, load_state, read_state, to_state, write_state
 
-MUST_AGREE = ("run", "fold", "config_hash", "fold_stamp", "rows_sha256", "teachers")  # else it is another training
+# Else it is another training.
+MUST_AGREE = ("run", "fold", "config_hash", "fold_stamp", "rows_sha256", "pixels", "teachers")
 
 
 @dataclass

@@ -80,7 +80,10 @@ def exponential(place: Place, curve: Curve) -> float:
 
 
 def inverse_time(place: Place, curve: Curve) -> float:
-    """1 / (1 + rate x epochs since warm-up); a sum of such rates diverges (Robbins and Monro, 1951)."""
+    """1 / (1 + rate x epochs since warm-up); a sum of such rates diverges.
+
+    Source: Robbins and Monro, doi.org/10.1214/aoms/1177729586
+    """
     return 1 / (1 + curve.decay_rate * place.epochs)
 
 

@@ -100,8 +100,8 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=device)
     given = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.targets, batch.weights))
-    all_pixels, all_targets, all_weights = objective.mix(moment.epoch, *given)
-    all_weights = objective.weigh(all_targets, all_weights)
+    all_pixels, all_targets, row_weights = objective.mix(moment.epoch, *given)
+    all_weights = objective.weigh(all_targets, row_weights)
     parts = split_rows(len(all_pixels), training.accumulate)
     for number, rows in enumerate(parts):
         pixels, targets = all_pixels[rows], standardized(all_targets[rows], card)
@@ -112,7 +112,8 @@ def train_step(
         part_loss = objective.supervised(logits, targets, all_weights[rows], all_weights)
         for term in objective.terms:
             share = len(pixels) / len(all_pixels)
-            step = Step(pixels, logits, features, targets, moment.step, moment.epochs_done, number, len(parts))
+            its = (pixels, logits, features, targets, row_weights[rows])
+            step = Step(*its, moment.step, moment.epochs_done, number, len(parts))
             part_loss = part_loss + share * term(step)
         scaler.scale(part_loss).backward()
         loss += part_loss.detach()

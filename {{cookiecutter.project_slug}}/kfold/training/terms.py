@@ -10,8 +10,11 @@ from torch.utils.data import DataLoader
 
 from kfold.data.loader import EpochOrder, read_batches
 from kfold.model.weights import ModelCard, normalize
+from kfold.on_device import on_device
 from kfold.training.losses import Loss, to_probabilities
+from kfold.training.memory import split_rows
 from kfold.training.precision import Precision, autocast
+from kfold.training.predicting import standardized
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Step:
     logits: torch.Tensor  # (B, C) float32, with gradient
     features: torch.Tensor  # (B, D) float32, with gradient: pooled, before the neck
     targets: torch.Tensor  # (B, C) float32
+    weights: torch.Tensor  # (B, C) float32: of each target, without those of classes
     number: int  # of the step, from 0
     epochs_done: float  # since the start, with its fraction
     part: int = 0  # of the batch, from 0
@@ -29,6 +33,7 @@ class Step:
 
 
 Term = Callable[[Step], torch.Tensor]
+Pair = tuple[torch.Tensor, torch.Tensor]  # images (B, S, S, 3) uint8 of the same rows, augmented differently
 
 
 # Knowledge distillation: Hinton, Vinyals and Dean, arxiv.org/abs/1503.02531
@@ -77,12 +82,11 @@ def mean_value(
     answers: Sequence[torch.Tensor], teachers: Sequence[tuple[nn.Module, ModelCard]], card: ModelCard
 ) -> torch.Tensor:
     """The teachers' mean prediction (B, C) in the units that the student is trained in."""
-    values = [
-        logits * logits.new_tensor(its.scale) + logits.new_tensor(its.offset)
-        for logits, (_, its) in zip(answers, teachers, strict=True)
-    ]
-    mean = torch.stack(values).mean(dim=0)
-    return (mean - mean.new_tensor(card.offset)) / mean.new_tensor(card.scale)
+    values = []
+    for logits, (_, its) in zip(answers, teachers, strict=True):
+        offset, scale = on_device(logits.device, its.offset, its.scale)
+        values.append(logits * scale + offset)
+    return standardized(torch.stack(values).mean(dim=0), card)
 
 
 def divergence(logits: torch.Tensor, probabilities: torch.Tensor, task: str) -> torch.Tensor:
@@ -102,7 +106,7 @@ def divergence(logits: torch.Tensor, probabilities: torch.Tensor, task: str) -> 
 def consistency(
     student: nn.Module,
     teacher: nn.Module,
-    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    batches: Iterator[Pair],
     card: ModelCard,
     weight: float,
     rampup_epochs: float,
@@ -115,13 +119,16 @@ def consistency(
     probabilities, or of standardised values for regression. The weight grows as exp(-5 (1 - t)^2) over the first
     epochs, as in the paper: at first the teacher knows nothing.
     """
-    pair_of: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of the step that is going on
+    pair_of: dict[int, Pair] = {}  # of the step that is going on
 
     def term(step: Step) -> torch.Tensor:
         if step.number not in pair_of:
             pair_of.clear()
             pair_of[step.number] = next(batches)
-        for_student, for_teacher = (images.tensor_split(step.num_parts)[step.part] for images in pair_of[step.number])
+        for_student, for_teacher = pair_of[step.number]
+        parts = split_rows(len(for_student), step.num_parts)  # as the labelled batch, so that its parts add up
+        rows = parts[step.part] if step.part < len(parts) else slice(0)
+        for_student, for_teacher = for_student[rows], for_teacher[rows]
         if len(for_student) < 2:  # the others cannot be read, and BatchNorm cannot train on one
             return step.logits.new_zeros(())
         teacher.eval()
@@ -143,7 +150,7 @@ def rampup(epochs_done: float, rampup_epochs: float) -> float:
     return float(torch.exp(torch.tensor(-5 * (1 - share) ** 2)))
 
 
-def endless_pairs(one: DataLoader, other: DataLoader, first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def endless_pairs(one: DataLoader, other: DataLoader, first: int = 0) -> Iterator[Pair]:
     """Batches of the same rows from two loaders, epoch after epoch, from batch number `first` on.
 
     Rows that cannot be read are left out: predict.py names them.

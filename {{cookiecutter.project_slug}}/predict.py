@@ -1,18 +1,19 @@
 """Predict the validation and test rows of every trained fold, with test-time augmentation (TTA).
 
-Command  python predict.py               or --run <name> --weights last,ema,swa,snapshots --tta auto
+Command  python predict.py               or --run <name> <name> --weights last,ema,swa,snapshots --tta auto
 Reads    runs/<name>/ (config, weights), folds.csv, data/ (train and test images)
 Writes   runs/<name>/fold<k>/{oof,test}.parquet and the fold's manifest, runs/<name>/choices.csv
 
 Several weights or views (auto: all there are) are scored out of fold first; the simplest within noise of the best is
 taken. A single one is taken as asked for, and compared with the plain one. Weights of --fold all-data predict the test
-rows only.
+rows only. Each test image is read once, for all views of all folds, and of all runs whose images are read alike.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,69 +22,114 @@ import pandas as pd
 import competition
 from kfold import artifacts
 from kfold.artifacts import ALL_DATA, Workspace
-from kfold.config import Config, load_competition, load_config
+from kfold.config import Competition, Config, load_competition, load_config
 from kfold.data.folds import read_folds, take_rows
 from kfold.data.tables import read_test_ids
+from kfold.engines.held import Held, memory_for_models
+from kfold.engines.inference import ENGINES, Inference
 from kfold.ensemble.choice import OPTIMISTIC, choice_table, compare_candidates, read_wishes
 from kfold.ensemble.tta import TTA_TRANSFORMS
 from kfold.errors import UserError, run_stage
 from kfold.files import locked
-from kfold.inference import Job, fold_predictions, mix, out_of_fold, predict_images, shares_of
+from kfold.inference import Pending, fold_predictions, mix, out_of_fold, predict_test, shares_of
+from kfold.inference_choice import NO_WISH, Wish, settle_inference
 from kfold.intervals import score_folds
 from kfold.ledger import COLUMNS, read_ledger, record_run
 from kfold.model.build import has_fixed_input
+from kfold.prediction_job import Job
 from kfold.predictions import Predictions, ids_sha256, write_predictions
 from kfold.report.spreadsheet import to_spreadsheet
 from kfold.runs import OPTIMISM
 from kfold.seals import write_sealed
+from kfold.training.precision import choose_device
 
 ROOT = Path(__file__).resolve().parent
 KINDS = ("last", "ema", "swa", "snapshots", "climbed", "best")  # in order of simplicity; best is optimistic
 
 
-def main(run: str = "baseline", weights: str = "", tta: str = "", overwrite: bool = False, root: Path = ROOT) -> None:
-    """Write oof.parquet and test.parquet of each trained fold of `run`, from the chosen weights and views."""
-    workspace = Workspace(root)
+def main(
+    run: str | Sequence[str] = "baseline",
+    weights: str = "",
+    tta: str = "",
+    overwrite: bool = False,
+    root: Path = ROOT,
+    wish: Wish = NO_WISH,
+) -> None:
+    """Write oof.parquet and test.parquet of each trained fold of `run`, or of several, from the chosen weights and
+    views."""
+    workspace, runs = Workspace(root), [run] if isinstance(run, str) else list(dict.fromkeys(run))
     facts = load_competition(workspace.competition_path)
-    artifacts.refuse_odd_name(run)
-    artifacts.refuse_stack(workspace, run)
-    artifacts.refuse_ablation(run)
-    numbers = workspace.trained_folds(run)
-    full = [ALL_DATA] if workspace.has_full_fit(run) else []
-    if not numbers + full:
-        found = ", ".join(workspace.run_names()) or "none yet"
-        raise UserError(f"run {run}: no trained fold in {workspace.run_dir(run)}: run train.py first; runs: {found}")
+    refuse_untrained(workspace, runs)
+    test_csv, sample_csv = (workspace.data_path(facts, name) for name in (facts.test_csv, facts.sample_submission_csv))
+    test_ids = np.array(read_test_ids(test_csv, sample_csv, facts.id_column), object)
+    held = Held(memory_for_models(choose_device()))
+
+    with ExitStack() as locks:
+        pending: list[Pending] = []
+        for name in runs:
+            for number in folds_of(workspace, name):
+                locks.enter_context(locked(workspace.fold_dir(name, number)))
+        for job in [open_job(workspace, name, facts, test_ids, held) for name in runs]:
+            pending += folds_to_predict(job, weights, tta, overwrite, wish)
+        for fold, test, unreadable in predict_test(pending):
+            write_fold(fold, test, unreadable)
+    for name in runs:
+        if workspace.trained_folds(name):
+            print(f"next: python submit.py --run {name}")
+        else:
+            print(f"run {name}: the full-data fit alone has no out-of-fold rows to choose by")
+            print("next: python train.py --fold all for the same run, which gives scores; then submit.py --all-data")
+
+
+def refuse_untrained(workspace: Workspace, runs: Sequence[str]) -> None:
+    for run in runs:
+        artifacts.refuse_odd_name(run)
+        artifacts.refuse_stack(workspace, run)
+        artifacts.refuse_ablation(run)
+        if not folds_of(workspace, run):
+            found = ", ".join(workspace.run_names()) or "none yet"
+            raise UserError(
+                f"run {run}: no trained fold in {workspace.run_dir(run)}: run train.py first; runs: {found}"
+            )
+
+
+def folds_of(workspace: Workspace, run: str) -> list[int]:
+    return workspace.trained_folds(run) + ([ALL_DATA] if workspace.has_full_fit(run) else [])
+
+
+def open_job(workspace: Workspace, run: str, facts: Competition, test_ids: np.ndarray, held: Held) -> Job:
     config = load_config(workspace.run_config_path(run))
     folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
     folds = take_rows(folds, config.limit)
     targets = competition.decode_targets(folds.table, facts)
-    test_csv, sample_csv = (workspace.data_path(facts, name) for name in (facts.test_csv, facts.sample_submission_csv))
-    test_ids = np.array(read_test_ids(test_csv, sample_csv, facts.id_column), object)
+    manifests = read_manifests(workspace, run, folds_of(workspace, run), folds.stamp)
+    metric, numbers = competition.metric(facts), workspace.trained_folds(run)
+    return Job(workspace, run, facts, config, folds, targets, metric, numbers, manifests, test_ids, held)
 
-    with ExitStack() as locks:
-        for number in numbers + full:
-            locks.enter_context(locked(workspace.fold_dir(run, number)))
-        manifests = read_manifests(workspace, run, numbers + full, folds.stamp)
-        metric = competition.metric(facts)
-        job = Job(workspace, run, facts, config, folds, targets, metric, numbers, manifests)
-        earlier = manifests[(numbers + full)[0]].get("predicted", {})  # run again, it keeps the choices of before
-        kinds = choose_from(weights or earlier.get("weights", config.select), offered_kinds(manifests), "--weights")
-        views = choose_from(tta or earlier.get("tta", config.tta), offered_views(config), "--tta")
-        request = {"weights": kinds[0], "tta": views[0], "test_ids": ids_sha256(test_ids)}
-        is_done = all(is_predicted(manifest, request) for manifest in manifests.values())
-        if len(kinds) == len(views) == 1 and is_done and not overwrite:
-            print(f"run {run}: predicted before with weights={kinds[0]}, tta={views[0]} (--overwrite does it again)")
-        else:
-            kind, view = choose(job, kinds, views) if numbers else (kinds[0], views[0])
-            request |= {"weights": kind, "tta": view}
-            for number in numbers + full:
-                if overwrite or not is_predicted(manifests[number], request):
-                    write_fold(job, number, kind, view, request, test_ids)
-    if numbers:
-        print(f"next: python submit.py --run {run}")
-    else:
-        print(f"weights={kinds[0]}, tta={views[0]}: the full-data fit alone has no out-of-fold rows to choose by")
-        print("next: python train.py --fold all for the same run, which gives scores; then submit.py --all-data")
+
+def folds_to_predict(job: Job, weights: str, tta: str, overwrite: bool, wish: Wish) -> list[Pending]:
+    """The folds that are to be predicted, and with what, chosen out of fold; none where all is done."""
+    manifests = job.manifests
+    # Run again, it keeps the choices of before.
+    earlier = next((manifest["predicted"] for manifest in manifests.values() if "predicted" in manifest), {})
+    kinds = choose_from(weights or earlier.get("weights", job.config.select), offered_kinds(manifests), "--weights")
+    views = choose_from(tta or earlier.get("tta", job.config.tta), offered_views(job.config), "--tta")
+    request = {"weights": kinds[0], "tta": views[0], "test_ids": ids_sha256(job.test_ids)}
+    if "inference" in earlier:
+        request["inference"] = earlier["inference"]
+    before = Inference(**earlier["inference"]) if "inference" in earlier else None
+    is_done = all(is_predicted(manifest, request) for manifest in manifests.values())
+    if len(kinds) == len(views) == 1 and is_done and not overwrite and wish.agrees(before or Inference()):
+        print(f"run {job.run}: predicted before with weights={kinds[0]}, tta={views[0]} (--overwrite does it again)")
+        return []
+    job.inference = settle_inference(job, wish, None if overwrite else before, kinds, views)
+    kind, view = choose(job, kinds, views) if job.numbers else (kinds[0], views[0])
+    request |= {"weights": kind, "tta": view, "inference": asdict(job.inference)}
+    return [
+        Pending(job, number, kind, view, shares_of(job, kind, view, number), request)
+        for number, manifest in manifests.items()
+        if overwrite or not is_predicted(manifest, request)
+    ]
 
 
 def refuse_settings(words: Sequence[str]) -> None:
@@ -132,7 +178,7 @@ def choose_from(wish: str, offered: Sequence[str], option: str) -> list[str]:
         raise UserError(f"{option} '{error}': there are {', '.join(offered)}, several with commas, or auto") from None
 
 
-def is_predicted(manifest: Mapping, request: Mapping[str, str]) -> bool:
+def is_predicted(manifest: Mapping, request: Mapping[str, object]) -> bool:
     return manifest.get("predicted") == request and not manifest["unreadable_test_ids"]
 
 
@@ -155,7 +201,7 @@ def choose(job: Job, kinds: Sequence[str], views: Sequence[str]) -> tuple[str, s
         + (f"; {OPTIMISM}" if kind in OPTIMISTIC or job.config.early_stopping else "")
     )
     if len(job.numbers) == job.folds.num_folds:
-        update_ledger(job, out_of_fold(job, kind, view).predictions)
+        update_ledger(job, out_of_fold(job, [(kind, view)])[0].predictions)
     return kind, view
 
 
@@ -180,7 +226,7 @@ def choose_one(
     job: Job, what: str, names: Sequence[str], pair_of: Callable[[str], tuple[str, str]], wishes: Sequence[str]
 ) -> tuple[str, pd.DataFrame]:
     rows, groups = job.rows, job.folds.group_or_none
-    candidates = {name: out_of_fold(job, *pair_of(name)) for name in names}
+    candidates = dict(zip(names, out_of_fold(job, [pair_of(name) for name in names]), strict=True))
     wish = wishes[0] if len(wishes) == 1 else ""
     chosen, table = compare_candidates(
         candidates, job.targets.values[rows], job.metric, groups[rows] if groups is not None else None, wish
@@ -197,16 +243,16 @@ def choose_one(
 # Files
 
 
-def write_fold(job: Job, number: int, kind: str, view: str, request: Mapping[str, str], test_ids: np.ndarray) -> None:
-    """The fold's oof.parquet (not of the full-data fit) and test.parquet, and its manifest."""
+def write_fold(fold: Pending, test: np.ndarray, unreadable: Mapping[int, str]) -> None:
+    """The fold's oof.parquet (not of the full-data fit) and test.parquet, and its manifest.
+
+    test: (N, C) of all test rows, those of `unreadable` images (row -> reason) included.
+    """
+    job, number, kind, view, shares = fold.job, fold.number, fold.kind, fold.view, fold.shares
     folder, valid = job.workspace.fold_dir(job.run, number), job.folds.fold == number
-    manifest = job.manifests[number]
-    shares = shares_of(job, kind, view, number)
+    manifest, test_ids = job.manifests[number], job.test_ids
     weights_sha256 = artifacts.mix_sha256(shares, manifest["files"])
     stamps = artifacts.stamps(job.folds.stamp, job.config, job.facts.task, weights_sha256, kind, view)
-    unreadable: dict[int, str] = {}
-    tests = [predict_images(job, number, name, view, test_ids, job.facts.test_images, unreadable) for name in shares]
-    test = mix(tests, shares)
     for row, reason in unreadable.items():
         test[row] = job.targets.values[~valid].mean(axis=0)  # the prior: a submission must have every row
         print(f"warning: {reason}: id '{test_ids[row]}' gets the prior prediction", file=sys.stderr)
@@ -227,7 +273,7 @@ def write_fold(job: Job, number: int, kind: str, view: str, request: Mapping[str
         "weights": dict(shares),
         "weights_sha256": weights_sha256,
         "fitted_on_oof": kind == "climbed",
-        "predicted": dict(request),
+        "predicted": dict(fold.request),
         "unreadable_test_ids": [str(test_ids[row]) for row in unreadable],
     }
     artifacts.write_manifest(folder, facts_of_fold, names, files)
@@ -243,6 +289,23 @@ def parse_arguments() -> argparse.Namespace:
         "--tta", default="", help=f"of {', '.join(TTA_TRANSFORMS)}, or auto (default: as before, else the config's)"
     )
     parser.add_argument("--overwrite", action="store_true", help="predict again what is done")
+    parser.add_argument(
+        "--speed",
+        choices=("auto", "plain"),
+        default="",
+        help="auto: the fastest way by a short trial; plain: PyTorch as it was trained (default: as before, else auto "
+        "where there is much to predict)",
+    )
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="", help="openvino, onnxruntime: optional packages, on the CPU"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=NO_WISH.tolerance,
+        help="how far a trial's number format of less than float32 may move a probability, or a value in standard "
+        f"deviations (default: {NO_WISH.tolerance})",
+    )
     words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]  # --run must not take them
     arguments = parser.parse_args([word for word in sys.argv[1:] if word not in words])
     arguments.settings = words
@@ -252,9 +315,9 @@ def parse_arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     arguments = parse_arguments()
 
-    def main_of_each() -> None:
+    def main_of_all() -> None:
         refuse_settings(arguments.settings)
-        for run in arguments.run:
-            main(run, arguments.weights, arguments.tta, arguments.overwrite)
+        wish = Wish(arguments.speed, arguments.engine, arguments.tolerance)
+        main(arguments.run, arguments.weights, arguments.tta, arguments.overwrite, wish=wish)
 
-    run_stage(main_of_each)
+    run_stage(main_of_all)

@@ -1,7 +1,8 @@
 """The blocks that the stage scripts are made of; data flows config -> data -> model -> training -> ensemble.
 
-Blocks take plain values and know no paths (only artifacts.py does). setup, inference, runs, rehearsal and verify put
-them together for the scripts. Importing this package imports nothing heavy.
+Blocks take plain values and know no paths (only artifacts.py does). engines: how trained models run, fast. setup,
+inference, prediction_job, runs, rehearsal and verify put the blocks together for the scripts. Importing this package
+imports nothing heavy.
 """
 
 import os

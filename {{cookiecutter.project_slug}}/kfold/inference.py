@@ -1,59 +1,30 @@
-"""Predictions of a run, fold by fold, for predict.py: of held-out rows while it chooses, then of test rows."""
+"""Predictions of runs for predict.py: of held-out rows while it chooses, then of test rows, all folds in one pass."""
 
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
-from kfold.artifacts import ALL_DATA, Workspace
-from kfold.config import Competition, Config
-from kfold.data.augment import eval_transform
-from kfold.data.folds import Folds
-from kfold.data.images import image_paths
-from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
-from kfold.data.targets import Targets
-from kfold.data.workers import workers_for
+from kfold.artifacts import ALL_DATA
+from kfold.engines.held import groups_that_fit
 from kfold.ensemble.blend import hill_climb
 from kfold.ensemble.choice import Candidate
 from kfold.ensemble.nested import nested_predictions
 from kfold.ensemble.second_level import Rows
-from kfold.ensemble.tta import make_views
-from kfold.errors import UserError
-from kfold.metrics import Metric
-from kfold.model.weights import load_model
-from kfold.setup.pixels import recorded_pixels
-from kfold.training.precision import choose_device, choose_precision
-from kfold.training.predicting import predict_logits, to_target_units
+from kfold.prediction_job import Job, Wanted, num_bytes, predict_rows
 
 Shares = Mapping[str, float]  # weights files of a fold and their shares in the mean of probabilities
 
 
-@dataclass
-class Job:
-    """What every prediction of a run needs, and the out-of-fold predictions that were made so far."""
-
-    workspace: Workspace
-    run: str
-    facts: Competition
-    config: Config
-    folds: Folds
-    targets: Targets
-    metric: Metric
-    numbers: list[int]  # trained folds
-    manifests: dict[int, dict]
-    done: dict[tuple[int, str, str], tuple[np.ndarray, float]] = field(default_factory=dict)
-    workers: dict[str, int | str] = field(default_factory=dict)  # by folder of images; measured once
-
-    @property
-    def rows(self) -> np.ndarray:
-        """Mask (N,): rows of a trained fold."""
-        return np.isin(self.folds.fold, self.numbers)
+def out_of_fold(job: Job, pairs: Sequence[tuple[str, str]]) -> list[Candidate]:
+    """Of each pair (a kind of weights, a set of views): predictions (rows of trained folds, C), and an image's cost."""
+    for number in job.numbers:
+        names = [(name, view) for kind, view in pairs for name in files_of(job, kind, number)]
+        predict_held_out(job, number, list(dict.fromkeys(names)))
+    return [one_out_of_fold(job, kind, view) for kind, view in pairs]
 
 
-def out_of_fold(job: Job, kind: str, view: str) -> Candidate:
-    """Predictions (rows of trained folds, C) of a kind of weights under a set of views, and what an image costs."""
+def one_out_of_fold(job: Job, kind: str, view: str) -> Candidate:
     merged = np.zeros(job.targets.values.shape, np.float32)
     milliseconds = []
     for number in job.numbers:
@@ -69,19 +40,24 @@ def mix(parts: Sequence[np.ndarray], shares: Shares) -> np.ndarray:
     return np.average(np.array(parts, np.float64), axis=0, weights=list(shares.values())).astype(np.float32)
 
 
+def files_of(job: Job, kind: str, number: int) -> list[str]:
+    """The weights files of a fold that a kind is made of, or chosen among."""
+    if kind in ("snapshots", "climbed"):
+        files = sorted(name for name in job.manifests[number]["files"] if name.startswith("snapshot"))
+        return sorted(files, key=len)  # snapshot10 after snapshot9
+    if kind == "best" and number == ALL_DATA:
+        kind = "last"  # nothing was held out that could say which epoch is best
+    return [f"{kind}.safetensors"]
+
+
 def shares_of(job: Job, kind: str, view: str, number: int) -> Shares:
     """The weights files of a fold that make up a kind.
 
     climbed: the snapshots by hill climbing, fitted without the rows of the fold, so that its score stays honest.
     """
-    files = sorted(name for name in job.manifests[number]["files"] if name.startswith("snapshot"))
-    files.sort(key=len)  # snapshot10 after snapshot9
-    if kind == "snapshots":
-        return dict.fromkeys(files, 1 / len(files))
-    if kind == "best" and number == ALL_DATA:
-        kind = "last"  # nothing was held out that could say which epoch is best
+    files = files_of(job, kind, number)
     if kind != "climbed":
-        return {f"{kind}.safetensors": 1.0}
+        return dict.fromkeys(files, 1 / len(files))
     rows = job.rows
     snapshots = np.zeros((len(files), *job.targets.values.shape), np.float32)
     for fold in job.numbers:
@@ -95,57 +71,58 @@ def shares_of(job: Job, kind: str, view: str, number: int) -> Shares:
 
 def fold_predictions(job: Job, number: int, name: str, view: str) -> tuple[np.ndarray, float]:
     """Out-of-fold predictions (n, C) of one weights file under a set of views, and milliseconds an image."""
-    key = (number, name, view)
-    if key not in job.done:
-        ids = job.folds.ids[job.folds.fold == number]
-        started = time.perf_counter()
-        values = predict_images(job, number, name, view, ids, job.facts.train_images)
-        job.done[key] = values, 1000 * (time.perf_counter() - started) / len(ids)
-    return job.done[key]
+    predict_held_out(job, number, [(name, view)])
+    return job.done[number, name, view]
 
 
-def predict_images(
-    job: Job,
-    number: int,
-    name: str,
-    view: str,
-    ids: np.ndarray,
-    image_dir_name: str,
-    unreadable: dict[int, str] | None = None,
-) -> np.ndarray:
-    """The mean (n, C) over the views. Rows of unreadable images, and of ids that lead out of their folder, go into
-    `unreadable`; without it they raise."""
-    folder = job.workspace.fold_dir(job.run, number)
-    model, card = load_model(folder / name)
-    if (card.task, card.names) != (job.facts.task, job.targets.names):
-        raise UserError(
-            f"{folder}: trained for other targets than competition.yaml and train.csv now give: train again"
-        )
-    device = choose_device()
-    views = make_views(view, card.image_size, bool(model.backbone.pretrained_cfg.get("fixed_input_size")))
-    image_dir = job.workspace.data_path(job.facts, image_dir_name)
-    paths, refused = image_paths(image_dir, ids, job.facts.image_suffix)
-    if refused and unreadable is None:
-        raise UserError(list(refused.values()))
-    transform = eval_transform(card.image_size, card.center_crop)
-    # Held-out rows lie in the cache that training made; one for test images pays when several models read them.
-    times = len(job.numbers) if unreadable is not None else 1
-    pixels = recorded_pixels(job.workspace, job.run, job.config, paths, times, lambda: None)
-    images = Images(paths, np.zeros((len(ids), 0)), transform, card.image_size, read=pixels.reader(paths))
-    order = EpochOrder(len(ids), 2 * job.config.batch_size, False)
-    title = f"{image_dir_name} {folder.name} {name.split('.')[0]} {view}"
-    if image_dir_name not in job.workers:
-        job.workers[image_dir_name] = workers_for(images, order, job.config.workers, device)
-    loader = make_loader(images, order, job.workers[image_dir_name], device)
-    logits = predict_logits(
-        model.to(device),
-        tqdm(read_batches(loader), title, len(loader), disable=None, leave=False),
-        views,
-        card,
-        device,
-        choose_precision(job.config.precision, device),
-        None if unreadable is None else unreadable.__setitem__,
-    )
-    if unreadable is not None:
-        unreadable.update(refused)
-    return to_target_units(logits, card).numpy().mean(axis=0)
+def predict_held_out(job: Job, number: int, names: Sequence[tuple[str, str]]) -> None:
+    """What is not in `job.done` yet of (weights file, set of views): the images are read once for as many as fit."""
+    ids = job.held_out_ids(number)
+    wanted = [Wanted(job, number, name, view) for name, view in names if (number, name, view) not in job.done]
+    sizes = [num_bytes(one.path, job.inference) for one in wanted]
+    for places in groups_that_fit(sizes, job.held.budget):
+        group = [wanted[place] for place in places]
+        for one, seen in zip(group, predict_rows(group, ids, job.facts.train_images, timed=True), strict=True):
+            job.done[number, one.name, one.view] = seen.values, 1000 * seen.seconds / len(ids)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A fold whose predictions are to be written. request: what its manifest will say that they were made with."""
+
+    job: Job
+    number: int
+    kind: str
+    view: str
+    shares: Shares
+    request: Mapping[str, object]
+
+    @property
+    def wanted(self) -> list[Wanted]:
+        return [Wanted(self.job, self.number, name, self.view) for name in self.shares]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(num_bytes(one.path, self.job.inference) for one in self.wanted)
+
+
+def predict_test(pending: Sequence[Pending]) -> Iterator[tuple[Pending, np.ndarray, dict[int, str]]]:
+    """Each fold with its test predictions (N, C), and the rows of test images that cannot be read, with the reason.
+
+    The test images are read once for all folds of all runs that agree in `Job.reading` and fit into memory together.
+    """
+    readings: dict[tuple, list[Pending]] = {}
+    for fold in pending:
+        readings.setdefault(fold.job.reading, []).append(fold)
+    for folds in readings.values():
+        groups = groups_that_fit([fold.num_bytes for fold in folds], folds[0].job.held.budget)
+        if len(groups) > 1:
+            print(f"the memory holds the models of {len(groups[0])} folds of {len(folds)}: {len(groups)} passes")
+        for places in groups:
+            group = [folds[place] for place in places]
+            wanted = [one for fold in group for one in fold.wanted]
+            unreadable: dict[int, str] = {}
+            job = group[0].job
+            seen = iter(predict_rows(wanted, job.test_ids, job.facts.test_images, unreadable, times=len(groups)))
+            for fold in group:
+                yield fold, mix([next(seen).values for _ in fold.shares], fold.shares), unreadable

@@ -1,0 +1,112 @@
+"""Which way a run is predicted, held-out and test rows alike: asked for, kept from before, or found by a trial."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from kfold.engines.inference import Inference, candidates, device_of
+from kfold.engines.ready import EXACT, difference
+from kfold.engines.trial import Race, Run, choose_inference, describe
+from kfold.ensemble.tta import make_views
+from kfold.errors import UserError
+from kfold.inference import files_of
+from kfold.prediction_job import Job, Wanted, load_ready, normalized_probe
+from kfold.training.precision import choose_device, choose_precision
+
+FEW_BATCHES = 200  # below, a trial (about 25 batches) would hardly repay itself
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the person asks of predict.py; empty: nothing.
+
+    speed: auto (the fastest way by trial) or plain. tolerance: how far a number format of less than float32 may move a
+    probability, or a value in standard deviations of the targets, where a trial takes it.
+    """
+
+    speed: str = ""
+    engine: str = ""
+    tolerance: float = 0.01
+
+    def agrees(self, inference: Inference) -> bool:
+        right_speed = not self.speed or (self.speed == "plain") == inference.is_plain
+        return right_speed and self.engine in ("", inference.engine)
+
+
+NO_WISH = Wish()
+
+
+def settle_inference(
+    job: Job, wish: Wish, earlier: Inference | None, kinds: Sequence[str], views: Sequence[str]
+) -> Inference:
+    """The way for all predictions of the run. earlier: that of folds which are done.
+
+    Raises UserError where no way of the engine is near enough to float32.
+    """
+    engine, device = wish.engine or "torch", choose_device()
+    if engine != "torch" and wish.speed == "plain":
+        raise UserError(f"--speed plain --engine {engine}: plain is PyTorch as it was trained: give one of the two")
+    plain = Inference(str(choose_precision(job.config.precision, device).dtype)[6:])
+    if earlier is not None and wish.agrees(earlier) and (earlier.is_plain or runs_here(job, earlier, kinds)):
+        return earlier
+    if engine == "torch" and wish.speed == "plain":
+        return plain
+    ways = candidates(engine, device, job.config.precision)
+    if engine == "torch":
+        if not wish.speed and count_batches(job, kinds, views) < FEW_BATCHES:
+            return plain
+        ways = list(dict.fromkeys([plain, *([] if job.config.precision != "auto" else [Inference()]), *ways]))
+    chosen, tried = choose_inference(ways, make_race(job, wish, kinds, views))
+    what = "standardised value" if job.facts.task == "regression" else "probability"
+    for line in describe(tried, chosen, len(job.probe), what):
+        print(f"run {job.run}: {line}")
+    return chosen
+
+
+def run_of(job: Job, kind: str, inference: Inference, place: int) -> Run:
+    """One batch through the model of a fold, the `place`-th."""
+    number = list(job.manifests)[place]
+    ready = load_ready(job, Wanted(job, number, files_of(job, kind, number)[0], "none").path, inference)
+    images = normalized_probe(job, ready.card).to(device_of(inference.engine, choose_device()))
+
+    @torch.inference_mode()
+    def run() -> torch.Tensor:
+        return ready.forward(images).cpu()
+
+    return run
+
+
+def runs_here(job: Job, inference: Inference, kinds: Sequence[str]) -> bool:
+    """Whether this machine can go a way that another one may have chosen."""
+    try:
+        run_of(job, kinds[0], inference, 0)()
+    except RuntimeError:  # no kernel, or no compiler
+        return False
+    return True
+
+
+def make_race(job: Job, wish: Wish, kinds: Sequence[str], views: Sequence[str]) -> Race:
+    def limit_of(inference: Inference) -> float:
+        if inference.dtype == "float32":
+            return EXACT
+        return float("inf") if job.config.precision == inference.dtype else wish.tolerance
+
+    probe = torch.zeros(1, 3, job.config.image_size, job.config.image_size)
+    return Race(
+        partial(run_of, job, kinds[0]),
+        lambda logits, others: difference(logits, others, job.facts.task),
+        limit_of,
+        len(job.manifests),
+        count_batches(job, kinds, views),
+        len({view(probe).shape for name in views for view in make_views(name, job.config.image_size)}),
+    )
+
+
+def count_batches(job: Job, kinds: Sequence[str], views: Sequence[str]) -> int:
+    """How many batches models will see: held-out rows for each kind and view, test rows for the most views."""
+    num_views = [len(make_views(view, job.config.image_size)) for view in views]
+    held_out = sum(-(-len(job.held_out_ids(number)) // job.batch_size) for number in job.numbers)
+    tests = len(job.manifests) * -(-len(job.test_ids) // job.batch_size)
+    return held_out * (len(kinds) - 1 + sum(num_views)) + tests * max(num_views)

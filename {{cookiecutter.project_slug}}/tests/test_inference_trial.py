@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kfold.engines.inference import Inference, candidates
@@ -72,6 +72,7 @@ def test_the_fastest_way_that_is_near_enough_for_all_models_is_taken(costs, fold
     assert str(chosen) in describe(tried, chosen, 64, "probability")[1]
 
 
+@example(cost=1.0, factor=0.9, seconds=100.0, num_batches=1000, shapes=3)  # two more compilations would not repay
 @given(st.floats(0.001, 1), st.floats(0.1, 1.5), st.floats(0, 200), st.integers(1, 20_000), st.integers(1, 3))
 def test_compiling_is_tried_and_taken_only_where_the_batches_repay_it(cost, factor, seconds, num_batches, shapes):
     compiled = replace(FLOAT32, compiled=True)

@@ -93,8 +93,15 @@ def test_an_image_is_read_once_for_all_folds_and_views_and_for_all_runs_that_rea
     assert set(tests.values()) == {1}
     held_out = [count for (folder, _), count in reads.items() if folder == "train_images"]
     assert len(held_out) == 59
-    # For each run once plain, to compare weights with, and once for d4 and none beside it, which was kept.
-    assert set(held_out) == {4}
+    assert set(held_out) == {
+        4
+    }  # for each of two runs once for d4, and once for the plain view that it is compared with
+
+
+def test_views_that_are_compared_share_one_reading(copy_of_trained, reads):
+    predict.main(tta="none,hflip,flips,d4", overwrite=True, root=copy_of_trained)
+    held_out = {count for (folder, _), count in reads.items() if folder == "train_images"}
+    assert held_out == {2}  # once plain, while weights are chosen, and once for the three others
 
 
 def test_a_run_of_another_size_is_read_by_itself(copy_of_trained, reads):

@@ -1,5 +1,6 @@
 # demo: a whole project, from answers to a checked submission.csv; test: lint and every test;
-# reliability: the same tests of what it survives, by the hundred and thousand, with their figures (half an hour);
+# reliability: the same tests of what it survives, by the hundred and thousand, and every
+# pair of recipes, with their figures (an hour);
 # clean: forget the demo and the caches (.venv stays)
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PROJECT := {{cookiecutter.project_slug}}
@@ -20,7 +21,7 @@ test: lint
 reliability: setup build/scikit-learn-1.6.1
 	RELIABILITY=full "$(VENV)/python" -m pytest -n 2 tests/test_answers.py
 	cd "$(PROJECT)" && RELIABILITY=full SKLEARN_161="$(CURDIR)/build/scikit-learn-1.6.1" OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
-		"$(VENV)/python" -m pytest -n 2 -p no:cacheprovider $$(cd "$(CURDIR)/$(PROJECT)" && grep -l figures tests/test_*.py)
+		"$(VENV)/python" -m pytest -n 2 -p no:cacheprovider $$(cd "$(CURDIR)/$(PROJECT)" && grep -lE 'figures|FULL' tests/test_*.py)
 
 build/scikit-learn-1.6.1: | setup
 	"$(VENV)/python" -m pip install --quiet --no-deps --target $@ scikit-learn==1.6.1

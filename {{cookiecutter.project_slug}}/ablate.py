@@ -46,6 +46,7 @@ from kfold.seals import write_sealed
 from kfold.stopping import Stop, describe_seconds, parse_seconds
 
 ROOT = Path(__file__).resolve().parent
+SAME = 1e-6  # predictions nearer than this differ by rounding alone
 
 
 @dataclass
@@ -315,7 +316,7 @@ def to_outcome(
         effect_of(measured.scores, baseline.scores, metric.greater_is_better),
         tuple(map(float, measured.scores[:, 0])),
         float(np.median(measured.seconds / baseline.seconds)),
-        np.array_equal(measured.predictions, baseline.predictions),
+        np.allclose(measured.predictions, baseline.predictions, rtol=0, atol=SAME),
     )
 
 
@@ -332,6 +333,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fold", default="0", help="a fold (default: 0), several such as 0,1, or all")
     parser.add_argument("--seeds", default="3", help="how many, from 2 (default: 3), or a range such as 4..6")
     parser.add_argument("--base", action="append", default=[], metavar="key=value", help="a change of the baseline")
+    parser.add_argument("--limit", type=int, help="so many rows, for all: --base limit=<N>")
     parser.add_argument("--name", default="", help="name of the table (default: the config's file name)")
     parser.add_argument("--overwrite", action="store_true", help="train again what is done (after a change of code)")
     parser.add_argument("--time-limit", help="save and stop with exit code 75 after this time, e.g. 8h30m")
@@ -348,7 +350,7 @@ if __name__ == "__main__":
             arguments.config,
             arguments.fold,
             arguments.seeds,
-            arguments.base,
+            arguments.base + ([] if arguments.limit is None else [f"limit={arguments.limit}"]),
             arguments.name,
             arguments.overwrite,
             stop=Stop(None if arguments.time_limit is None else parse_seconds(arguments.time_limit)),

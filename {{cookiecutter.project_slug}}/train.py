@@ -257,7 +257,7 @@ def train_fold(
                 training.best_score, training.best_weights = result.score, copy_weights(training.model)
             write_log(workspace.log_path(run, number), training)
             saver.save()
-            print(describe_epoch(result, config.epochs, metric.name))
+            print(describe_epoch(result, config.epochs, metric.name, valid_batches is not None))
     finally:
         write_skipped(workspace.skipped_path(run, number), training, rows.train_ids)
 
@@ -282,11 +282,11 @@ def train_fold(
     artifacts.delete_states(workspace, run, number)
 
 
-def describe_epoch(result: EpochResult, epochs: int, metric_name: str) -> str:
+def describe_epoch(result: EpochResult, epochs: int, metric_name: str, is_validated: bool) -> str:
     validation = f", validation loss {result.valid_loss:.4f}, {metric_name} {result.score:.5f}"
     return (
         f"  epoch {result.epoch}/{epochs}: loss {result.train_loss:.4f}"
-        f"{'' if np.isnan(result.valid_loss) else validation}, {result.images_per_second:.0f} images/s"
+        f"{validation if is_validated else ''}, {result.images_per_second:.0f} images/s"
         + (f", {result.skipped} batches skipped (not finite)" if result.skipped else "")
     )
 

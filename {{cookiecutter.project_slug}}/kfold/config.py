@@ -217,9 +217,9 @@ class Config(Settings):
         "cosine", "cosine_cycles", "one_cycle", "step", "plateau", "polynomial", "exponential", "inverse_time",
         "constant",
     ] = "cosine"  # fmt: skip
-    warmup_epochs: float = Field(1.0, ge=0)  # linear; may be a fraction; at most half of the run; not in one_cycle
+    warmup_epochs: float = Field(1.0, ge=0)  # linear; may be a fraction; at most half of the run, or of the first cycle
     min_lr: float = Field(1e-6, ge=0)  # where a schedule ends, or stops falling
-    num_cycles: int = Field(1, ge=1)  # of cosine_cycles, equally long; each ends in a snapshot<n>.safetensors
+    num_cycles: int = Field(2, ge=1)  # of cosine_cycles, equally long; each ends in a snapshot<n>.safetensors
     step_epochs: Annotated[tuple[Epoch, ...], *Numbers] = ()  # of step: epochs after which lr falls
     step_factor: float = Field(0.1, gt=0, lt=1)
     plateau_patience: int = Field(4, ge=0)  # epochs without a smaller training loss, after which lr falls

@@ -194,7 +194,7 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
         "freeze_epochs={freeze_epochs} must be fewer than epochs={epochs}",
     ),
     (
-        lambda c: c.num_cycles > c.epochs,
+        lambda c: c.schedule == "cosine_cycles" and c.num_cycles > c.epochs,
         "num_cycles={num_cycles}: more cycles than epochs ({epochs})",
     ),
     (lambda c: c.min_lr > c.lr, "min_lr={min_lr} is above lr={lr}"),
@@ -209,6 +209,14 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
     (
         lambda c: list(c.step_epochs) != sorted(set(c.step_epochs)) or max(c.step_epochs, default=0) >= c.epochs,
         "step_epochs={step_epochs} must grow, and end before epochs={epochs}: after the last one no lr is left to fall",
+    ),
+    (
+        lambda c: c.schedule == "one_cycle" and c.warmup_epochs != 1.0,
+        "warmup_epochs={warmup_epochs} with schedule=one_cycle, which has a rise of its own: leave it out",
+    ),
+    (
+        lambda c: c.early_stopping >= c.epochs > 0,
+        "early_stopping={early_stopping} can never come to pass in epochs={epochs}: take fewer, or leave it out",
     ),
     # Mixing that ends (plain_epochs) may stay: the loss falls there, which puts a fall of lr off and causes none.
     *(

@@ -1,7 +1,7 @@
 """Which way a run is predicted, held-out and test rows alike: asked for, kept from before, or found by a trial."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -46,6 +46,8 @@ def settle_inference(
     Raises UserError where no way of the engine is near enough to float32.
     """
     engine, device = wish.engine or "torch", choose_device()
+    if not wish.speed and job.config.speed == "plain" and engine == "torch":
+        wish = replace(wish, speed="plain")  # as it was trained
     if engine != "torch" and wish.speed == "plain":
         raise UserError(f"--speed plain --engine {engine}: plain is PyTorch as it was trained: give one of the two")
     plain = Inference(str(choose_precision(job.config.precision, device).dtype)[6:])

@@ -36,6 +36,12 @@ class Predictions:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Raises UserError for predictions that are not finite: no later stage could use them."""
+    if num_broken := int((~np.isfinite(predictions.values).all(axis=1)).sum()):
+        raise UserError(
+            f"{path}: {num_broken} of {len(predictions.ids)} predictions would not be finite, the weights have grown "
+            "out of bounds: train with a lower lr (train.py --find-lr), or clip_grad=1"
+        )
     columns = {"id": pa.array(list(predictions.ids), pa.string())}
     if predictions.fold is not None:
         columns["fold"] = pa.array(predictions.fold, pa.int32())

@@ -1,6 +1,6 @@
 """Few rows of choices in which every pair of choices that go together occurs at least once (pairwise testing)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 Row = dict[str, str]  # factor -> level
@@ -49,3 +49,13 @@ def pairs_of(row: Row, order: list[str]) -> set[Pair]:
 
 def pair(one: tuple[str, str], other: tuple[str, str], order: list[str]) -> Pair:
     return (one, other) if order.index(one[0]) < order.index(other[0]) else (other, one)
+
+
+def rows_with_every_level(rows: Sequence[Row]) -> list[int]:
+    """Numbers of few rows that hold each level of each factor once at least; greedy."""
+    missing, chosen = set().union(*(row.items() for row in rows)), []
+    while missing:
+        best = max(range(len(rows)), key=lambda number: len(missing & rows[number].items()))
+        missing -= rows[best].items()
+        chosen.append(best)
+    return sorted(chosen)

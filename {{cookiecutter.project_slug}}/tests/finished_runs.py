@@ -30,7 +30,13 @@ def finished_runs() -> Path:
     """The repository's root; copy it before you change it."""
     root = Path(tempfile.mkdtemp(prefix="finished-runs-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
-    settings = {"epochs": 1, "pseudo_top_share": 0.5, "schedule": "cosine_cycles", "select": "snapshots"}
+    settings = {
+        "epochs": 1,
+        "pseudo_top_share": 0.5,
+        "schedule": "cosine_cycles",
+        "num_cycles": 1,
+        "select": "snapshots",
+    }
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         few_resamples(patch)
         patch.setattr(gbdt, "MAX_ROUNDS", 3)

@@ -97,7 +97,7 @@ CONFIG_CASES = {
     "unknown optimizer": (["optimizer=adm"], ("optimizer: ", "'adamw'", "not 'adm'")),
     "unknown views": (["tta=flip"], ("tta: ", "not 'flip'")),
     "more cycles than epochs": (["schedule=cosine_cycles", "num_cycles=30"], ("num_cycles=30: more cycles than",)),
-    "cycles without their schedule": (["num_cycles=2"], ("num_cycles=2 needs schedule=cosine_cycles",)),
+    "cycles without their schedule": (["num_cycles=3"], ("num_cycles=3 needs schedule=cosine_cycles",)),
     "least rate above the rate": (["min_lr=1"], ("min_lr=1.0 is above lr=",)),
     "average that is not made": (["select=swa"], ("select=swa needs swa_from_epoch",)),
     "average after the end": (["swa_from_epoch=99"], ("swa_from_epoch=99 comes after the last epoch",)),

@@ -268,7 +268,7 @@ def written(settings: Settings, tmp_path_factory):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ({"num_cycles": 2}, "needs schedule=cosine_cycles"),
+        ({"num_cycles": 3}, "needs schedule=cosine_cycles"),
         ({"num_cycles": 11, "schedule": "cosine_cycles"}, "more cycles than epochs"),
         ({"min_lr": 0.1}, "above lr"),
         ({"swa_from_epoch": 11}, "after the last epoch"),

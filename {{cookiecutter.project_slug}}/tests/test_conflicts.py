@@ -60,10 +60,12 @@ CASES = {  # words that contradict each other, and what the line must say; witho
     "layer_decay=0.8 backbone_lr=0.5": "both slow the backbone down",
     "freeze_epochs=10": "freeze_epochs=10 must be fewer than epochs=10",
     "schedule=cosine_cycles num_cycles=11": "more cycles than epochs",
+    "warmup_epochs=3 schedule=one_cycle": "a rise of its own",
+    "epochs=4 early_stopping=4": "can never come to pass",
     "min_lr=1.0": "min_lr=1.0 is above lr=0.0003",
     "flooding=0.1 schedule=plateau": "schedule=plateau with flooding: lr would fall",
     "schedule=plateau progressive=[16,32]": "does not compare between sizes",
-    "progressive=[16,32] schedule=cosine_cycles num_cycles=2": "never saw the last size",
+    "schedule=cosine_cycles progressive=[16,32]": "never saw the last size",
     "schedule=step": "needs step_epochs",
     "schedule=step step_epochs=[3,2]": "step_epochs=[3,2] must grow",
     "early_stopping=2 swa_from_epoch=2": "early_stopping with swa_from_epoch",
@@ -136,7 +138,7 @@ def test_neighbours_of_what_is_refused_are_not(tmp_path):
         "image_size=32 center_crop=0.98",
         "schedule=plateau mixing=mixup plain_epochs=2",
         "schedule=plateau multi_scale=[16,32]",
-        "schedule=cosine_cycles progressive=[16,32]",  # one cycle, which ends with the run
+        "schedule=cosine_cycles num_cycles=1 progressive=[16,32]",  # one cycle, which ends with the run
     ):
         assert problems_of(words.split(), tmp_path) == []
 

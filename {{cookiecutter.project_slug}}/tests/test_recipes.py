@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import timm
-from covering import covering_rows, pairs_of, valid_pairs
+from covering import covering_rows, pairs_of, rows_with_every_level, valid_pairs
 from interrupted import fingerprint, in_pieces
 from recipe_matrix import LEVELS, goes, matrix, words_of
 from reliability import FULL
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
     pytest.mark.filterwarnings("ignore:Detected call of"),
 ]
-ROWS = range(0, len(matrix()), 1 if FULL else 28)
+ROWS = range(len(matrix())) if FULL else rows_with_every_level(matrix())
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,12 @@ def test_the_rows_hold_every_pair_of_choices_that_go_together():
 def test_a_pair_that_contradicts_itself_is_in_no_row():
     rows = covering_rows({"a": ["0", "1"], "b": ["0", "1"]}, valid_pairs({"a": ["0", "1"], "b": ["0", "1"]}, not_both))
     assert sorted(tuple(row.values()) for row in rows) == [("0", "0"), ("0", "1"), ("1", "0")]
+
+
+def test_the_rows_of_make_test_hold_every_choice():
+    rows = [matrix()[number] for number in rows_with_every_level(matrix())]
+    assert set().union(*(row.items() for row in rows)) == set().union(*(row.items() for row in matrix()))
+    assert len(rows) < len(matrix()) / 8
 
 
 def not_both(row):

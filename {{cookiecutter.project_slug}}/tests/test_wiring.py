@@ -1,6 +1,8 @@
 """Settings reach the blocks that they are for, and the blocks reach the step."""
 
 import math
+from dataclasses import fields
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -11,19 +13,23 @@ from torch import nn
 from torch.nn import functional as F
 
 from kfold.config import Config
-from kfold.data.augment import eval_transform
+from kfold.data.augment import Augmentation, eval_transform, train_transform
 from kfold.data.loader import Batch, EpochOrder, Images, make_loader
 from kfold.model.build import build_model
 from kfold.model.heads import OrdinalHead
+from kfold.model.pooling import GeM
 from kfold.model.weights import normalize
 from kfold.on_device import on_device
-from kfold.setup.objective import make_loss_terms, make_mixer, make_objective
+from kfold.setup.batches import make_augmentation, make_size_of
+from kfold.setup.network import make_architecture, make_model
+from kfold.setup.objective import make_loss_terms, make_margin, make_mixer, make_objective
 from kfold.setup.rows import TrainingRows
 from kfold.setup.training import make_optimizer_of, make_recipe
 from kfold.training.loop import fit
 from kfold.training.losses import choose_loss
 from kfold.training.objective import Objective
 from kfold.training.optimizers import make_optimizer
+from kfold.training.schedules import Curve
 from kfold.training.state import Training
 from kfold.training.step import Moment, take_step
 
@@ -195,3 +201,79 @@ def test_optimizers_count_the_steps_of_a_group_from_when_it_learns(name, tmp_pat
     in_head = set(model.head.parameters())
     counted = {int(group["step"]): in_head.issuperset(group["params"]) for group in training.optimizer.param_groups}
     assert counted == {6: True, 2: False}  # 3 epochs and 1 of 2 batches
+
+
+RECIPE = Config(
+    epochs=7, lr=0.02, min_lr=1e-5, schedule="cosine_cycles", num_cycles=3, warmup_epochs=0.25, seed=11, clip_grad=0.7,
+    freeze_epochs=2, freeze_stages=1, freeze_batch_norm=True,
+)  # fmt: skip
+CURVE = Config(schedule="plateau", plateau_patience=2, plateau_factor=0.3)
+SHAPES = Config(augment="medium", hflip=False, vflip=True, rotate90=True, crop_scale=0.4, color_jitter=0.3,
+                fancy_pca=0.1, cutout=0.2, random_erasing=0.6)  # fmt: skip
+PARTS = Config(head="subcenter_arcface", num_subcenters=4, margin_scale=17.0, pooling="gem", neck="bnneck", norm="ibn")
+
+
+@pytest.mark.parametrize(
+    ("made", "config", "renamed"),
+    [
+        (make_recipe(RECIPE, 3), RECIPE, {"fold": 3, "curve": Curve()}),
+        (make_recipe(CURVE, 0).curve, CURVE, {}),
+        (make_recipe(Config(schedule="step", step_epochs=(2, 5), step_factor=0.4), 0).curve,
+         Config(schedule="step", step_epochs=(2, 5), step_factor=0.4), {}),
+        (make_recipe(Config(schedule="polynomial", polynomial_power=2.0), 0).curve,
+         Config(schedule="polynomial", polynomial_power=2.0), {}),
+        (make_recipe(Config(schedule="exponential", decay_rate=0.6), 0).curve,
+         Config(schedule="exponential", decay_rate=0.6), {}),
+        (make_augmentation(SHAPES), SHAPES, {"preset": "medium"}),
+        (make_architecture(PARTS, 10), PARTS, {}),
+    ],
+    ids=["recipe", "plateau", "step", "polynomial", "exponential", "augmentation", "architecture"],
+)  # fmt: skip
+def test_every_setting_reaches_its_place(made, config, renamed):
+    found = {field.name: getattr(made, field.name) for field in fields(made)}
+    expected = {name: renamed[name] if name in renamed else getattr(config, name) for name in found}
+    assert found == expected
+
+
+def test_dropout_masks_and_the_power_of_gem_reach_the_network():
+    config = Config(
+        backbone="test_resnet", pretrained=False, drop_rate=0.3, drop_path_rate=0.2, multi_sample_dropout=5,
+        pooling="gem", image_size=32,
+    )  # fmt: skip
+    model = make_model(config, "multiclass", 0, np.eye(3, dtype=np.float32))
+    assert (model.num_masks, model.dropout.p) == (5, 0.3)
+    assert [module.power.item() for module in model.modules() if isinstance(module, GeM)] == [3.0]
+
+
+def test_each_fold_draws_sizes_of_its_own():
+    config = Config(image_size=32, multi_scale=(24, 32, 40))
+    drawn = [[make_size_of(config, number)(epoch, 0) for epoch in range(40)] for number in (0, 1)]
+    assert drawn[0] != drawn[1]
+
+
+def test_the_margin_of_triplets_is_the_one_of_the_settings():
+    features = torch.tensor([[0.0, 0.0], [0.1, 0.0], [1.0, 0.0], [1.1, 0.0]])
+    step = SimpleNamespace(features=features, targets=torch.eye(2)[[0, 0, 1, 1]], weights=torch.ones(4, 2))
+    losses = []
+    for margin in (0.5, 5.0):
+        (term,) = make_loss_terms(Config(triplet_weight=1.0, triplet_margin=margin), nn.Linear(2, 2))
+        losses.append(term(step).item())
+    assert losses[1] > losses[0] + 4
+
+
+@pytest.mark.parametrize(("head", "highest"), [("cosface", 1.0), ("arcface", 1.5)])
+def test_margins_that_follow_the_class_sizes_end_where_they_must(head, highest):
+    targets = np.eye(2, dtype=np.float32)[np.repeat([0, 1], [1, 100000])]  # of the cosine; and short of a right angle
+    config = Config(head=head, margin_power=1.0, margin_scale=1.0, **{f"{head}_margin": 0.5})
+    cosine = 0.9
+    changed = make_margin(config, targets)(torch.tensor([[cosine, 0.0]]), torch.tensor([[1.0, 0.0]]))[0, 0].item()
+    exact = cosine - highest if head == "cosface" else math.cos(math.acos(cosine) + highest)
+    assert changed == pytest.approx(exact, abs=1e-3)
+
+
+@pytest.mark.parametrize(("preset", "degrees", "smallest"), [("medium", 15, 0.5), ("heavy", 30, 0.3)])
+def test_presets_turn_and_crop_as_the_recipes_say(preset, degrees, smallest):
+    transforms = train_transform(Augmentation(preset), 32).transforms
+    affine = next(part for part in transforms if type(part).__name__ == "Affine")
+    assert tuple(affine.rotate) == (-degrees, degrees)
+    assert tuple(transforms[0].scale) == (smallest, 1.0)

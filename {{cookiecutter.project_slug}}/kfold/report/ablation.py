@@ -19,7 +19,7 @@ class Outcome:
     effect: Effect | None = None  # None: a training failed, see `problem`
     scores: tuple[float, ...] = ()  # the metric of each seed
     cost: float = float("nan")  # time of training, as a multiple of the baseline's
-    is_same: bool = False  # whether all predictions are the baseline's
+    is_same: bool = False  # whether all predictions are the baseline's, but for rounding
     problem: str = ""
 
     @property
@@ -150,8 +150,8 @@ def notes(found: Ablation) -> list[str]:
     if found.is_optimistic:
         lines.append("optimistic: select=best or early_stopping chose epochs on the rows that are scored here")
     lines += [
-        f"{outcome.switch}: its predictions are the baseline's to the bit: it does nothing here, as a pooling of one "
-        "pixel, or needs a second key (ema_decay=0.99 select=ema)"
+        f"{outcome.switch}: its predictions are the baseline's but for rounding: it does nothing here, as a pooling of "
+        "one pixel, or needs a second key (ema_decay=0.99 select=ema)"
         for outcome in found.measured
         if outcome.is_same
     ]

@@ -56,7 +56,7 @@ def make_recipe(config: Config, number: int) -> Recipe:
         config.peak_lr,
         config.min_lr,
         config.schedule,
-        config.num_cycles,
+        config.num_cycles if config.schedule == "cosine_cycles" else 1,
         config.warmup_epochs,
         config.seed,
         number,

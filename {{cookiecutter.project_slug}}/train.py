@@ -58,7 +58,7 @@ from kfold.setup.training import make_recipe, make_saver
 from kfold.stopping import Stop, parse_seconds
 from kfold.training.early_stopping import is_stalled
 from kfold.training.loop import fit
-from kfold.training.memory import is_full_memory
+from kfold.training.memory import full_memory_named
 from kfold.training.optimizers import NUM_MOMENTS
 from kfold.training.precision import choose_device, choose_precision, make_deterministic
 from kfold.training.schedules import cycle_ends
@@ -116,14 +116,8 @@ def main(
                 print(f"run {run}, {fold_name(number)}: done before (--overwrite trains it again)")
                 continue
             stop.check()
-            try:
+            with full_memory_named(fold_name(number)):
                 train_fold(workspace, run, number, facts, config, folds, targets, metric, stop, len(numbers) - position)
-            except RuntimeError as error:  # a batch that is too large is split; here even the model was
-                if not is_full_memory(error):
-                    raise
-                raise UserError(
-                    f"{fold_name(number)}: the GPU's memory is full: free it, or take a smaller backbone"
-                ) from None
             trained = True
     if numbers == [artifacts.ALL_DATA]:
         print(f"next: python predict.py --run {run}")

@@ -1,6 +1,8 @@
 """Full memory: a batch is split into parts that are trained, or predicted, one after the other."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -34,3 +36,14 @@ def split_further(training: Training, num_rows: int, device: torch.device) -> No
 def is_full_memory(error: RuntimeError) -> bool:
     """cuBLAS, cuDNN and Apple's GPUs have no class of error for it."""
     return isinstance(error, torch.OutOfMemoryError) or bool(re.search("out of memory|ALLOC_FAILED", str(error)))
+
+
+@contextmanager
+def full_memory_named(what: str) -> Iterator[None]:
+    """Raises UserError where the memory is full. A batch that is too large is split; here even the model was."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_full_memory(error):
+            raise
+        raise UserError(f"{what}: the GPU's memory is full: free it, or take a smaller backbone") from None

@@ -46,7 +46,7 @@ def settle_inference(
     Raises UserError where no way of the engine is near enough to float32.
     """
     engine, device = wish.engine or "torch", choose_device()
-    if not wish.speed and job.config.speed == "plain" and engine == "torch":
+    if earlier is None and not wish.speed and job.config.speed == "plain" and engine == "torch":
         wish = replace(wish, speed="plain")  # as it was trained
     if engine != "torch" and wish.speed == "plain":
         raise UserError(f"--speed plain --engine {engine}: plain is PyTorch as it was trained: give one of the two")

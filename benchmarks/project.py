@@ -21,7 +21,7 @@ def make_project(photos: Path, count: int, width: int, height: int, num_test: in
     """
     table = write_photos(photos, count, width, height)
     BUILD.mkdir(parents=True, exist_ok=True)
-    answers = {"project_name": f"bench {width} {count}", "start_with": "competition", "image_suffix": ".jpg"}
+    answers = {"project_name": f"bench {width} {count} {num_test}", "start_with": "competition", "image_suffix": ".jpg"}
     settings = BUILD / "cookiecutter.yaml"
     settings.write_text(f"cookiecutters_dir: '{BUILD}/templates'\nreplay_dir: '{BUILD}/replay'\n")
     project = Path(

@@ -27,10 +27,11 @@ from kfold.settings import build_settings, parse_overrides
 from kfold.setup.network import make_card, make_model
 from kfold.setup.objective import make_loss_terms, make_objective
 from kfold.setup.rows import TrainingRows
-from kfold.setup.training import make_averages, make_optimizer_of, make_recipe
+from kfold.setup.start import make_training
+from kfold.setup.training import make_recipe
 from kfold.training.loop import keep_frozen
-from kfold.training.precision import Precision, choose_device, choose_precision
-from kfold.training.state import Training
+from kfold.training.precision import choose_device
+from kfold.training.speed import Speed, plain_speed
 from kfold.training.step import Moment, take_step
 
 NUM_CLASSES = 10
@@ -50,16 +51,16 @@ SWITCHES = (
 
 def main(backbone: str, size: int, batch_size: int, rounds: int, steps: int) -> None:
     device = choose_device()
-    precision = choose_precision("auto", device)
+    speed = plain_speed("auto", device)
     words = [f"backbone={backbone}", f"image_size={size}", f"batch_size={batch_size}", "epochs=100"]
     print(
-        f"{backbone}, {batch_size} images of {size} x {size}, {NUM_CLASSES} classes, {str(precision.dtype)[6:]}, "
+        f"{backbone}, {batch_size} images of {size} x {size}, {NUM_CLASSES} classes, {speed}, "
         f"{device_name(device)}, torch {torch.__version__}; {rounds} rounds of {steps} steps; {load()}\n"
     )
     print("| switch | step / plain | least to most of the rounds |\n|---|---|---|")
-    plain = Bench(words, device, precision)
+    plain = Bench(words, device, speed)
     for switch in SWITCHES:
-        bench = Bench([*words, *switch.split()], device, precision)
+        bench = Bench([*words, *switch.split()], device, speed)
         ratios = [bench.seconds(steps) / plain.seconds(steps) for _ in range(rounds)]
         print(f"| {switch} | {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |", flush=True)
     seconds = statistics.median(plain.seconds(steps) for _ in range(rounds)) / steps
@@ -69,7 +70,7 @@ def main(backbone: str, size: int, batch_size: int, rounds: int, steps: int) -> 
 class Bench:
     """A training under some settings, on one batch of noise."""
 
-    def __init__(self, words: Sequence[str], device: torch.device, precision: Precision):
+    def __init__(self, words: Sequence[str], device: torch.device, speed: Speed):
         config = build_settings(Config, {"backbone": "resnet18", **parse_overrides(words)}, "benchmark")
         config = config.model_copy(update={"pretrained": False})  # nothing to download: weights do not change the time
         generator = np.random.default_rng(0)
@@ -81,12 +82,10 @@ class Bench:
         self.batch = Batch(
             pixels.to(device), values.to(device), torch.ones_like(values).to(device), torch.arange(len(values)), []
         )
-        self.device, self.precision = device, precision
+        self.device, self.precision = device, speed.precision("benchmark")
         self.model = make_model(config, "multiclass", 0, targets).to(device)
         self.card = make_card(self.model, config, "multiclass", tuple("abcdefghij"), targets)
-        scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)
-        optimizer = make_optimizer_of(self.model, config)
-        self.training = Training(self.model, optimizer, scaler, make_averages(self.model, config), config.accumulate)
+        self.training = make_training(self.model, config, speed, device)
         self.objective = make_objective(
             config, "multiclass", make_loss_terms(config, self.model), False, rows_of(targets)
         )

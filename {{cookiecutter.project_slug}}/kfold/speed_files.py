@@ -4,7 +4,7 @@ The choice decides the last digits of a run, so it is made once for a kind of de
 - A fold that is begun goes on as its state says, on a device of the same name. On another one it takes that one's
   choice, and says that its bytes are not those without the interruption.
 - A fold that is not begun takes the choice in speed.json for this kind of device. Where there is none, it is made anew:
-  from what was measured for the same model, size, batch, device and torch before, or by measuring.
+  by what was measured for the same model, size, batch, device and torch before, or by measuring.
 - A damaged file is named and made anew.
 """
 

@@ -160,7 +160,13 @@ def test_a_value_that_is_not_finite_is_refused_with_its_id(tmp_path, value):
     path = tmp_path / "test.parquet"
     values = predictions().values.copy()
     values[1, 0] = value
-    write_predictions(path, predictions(values=values))
+    (problem,) = problems_of(write_predictions, path, predictions(values=values))
+    assert "1 of 3 predictions would not be finite" in problem
+    assert not path.exists()
+    write_predictions(path, predictions())
+    table = pq.read_table(path)
+    column = table.column_names.index("p_" + predictions().names[0])
+    pq.write_table(table.set_column(column, table.column_names[column], pa.array(values[:, 0])), path)
     (problem,) = problems_of(read_predictions, path, "f" * 64)
     assert "id 'NA' has a prediction that is not finite (1 rows)" in problem
 

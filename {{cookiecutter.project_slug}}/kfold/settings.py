@@ -91,6 +91,8 @@ def hint_for_key(kind: type[Settings], key: str) -> str:
 
 def hint_for_value(kind: type[Settings], problem: Any) -> str:
     """`: did you mean adamw?` for what is near an allowed value, or meant as none of a list; empty for others."""
+    if not problem["loc"]:  # the text as a whole
+        return ""
     key, value = problem["loc"][0], problem["input"]
     if (
         key in kind.model_fields

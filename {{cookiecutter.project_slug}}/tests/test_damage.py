@@ -63,7 +63,7 @@ def problems_of(root: Path, runs=()) -> list[str]:
 def test_the_stages_store_every_kind_of_file_that_is_damaged_here(root):
     assert set(stored_files(root)) == {
         "folds.csv", "SHA256SUMS", "ledger.csv", "image_statistics_train.parquet", "image_statistics_test.parquet",
-        "config.yaml", "competition.yaml", "environment.json", "choices.csv", "round.json", "tuned.json",
+        "config.yaml", "competition.yaml", "environment.json", "pixels.json", "choices.csv", "round.json", "tuned.json",
         "blend.csv", "correlation.csv", "importance.csv", "importance.png",
         "manifest.json", "log.csv", "oof.parquet", "test.parquet", "pseudo.parquet", "last.safetensors",
         "best.safetensors", "snapshot.safetensors", "lightgbm.txt", "feature_map.csv",

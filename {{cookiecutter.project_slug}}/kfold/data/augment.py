@@ -101,7 +101,8 @@ class Policy(A.ImageOnlyTransform):
     def apply(self, image: np.ndarray, seed: int, **_) -> np.ndarray:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's, too
-            return self.policy(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+            pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)  # those of a cache cannot be written to
+            return self.policy(pixels).permute(1, 2, 0).numpy()
 
 
 def draws_globally(transform: A.Compose) -> bool:

@@ -22,6 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from machine import device_name, load
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -221,14 +222,6 @@ def timed(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-
-
-def load() -> str:
-    return f"load of the machine {os.getloadavg()[0]:.1f} (mean of the last minute, this process included)"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ few steps each; a time is the median over the rounds. `choice / best` is 1 where
 """
 
 import argparse
-import os
 import statistics
 import sys
 from dataclasses import replace
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import load
 from torch import nn
 
 sys.path.insert(0, str(next(Path(__file__).resolve().parents[1].glob("*/kfold")).parent))
@@ -101,10 +101,6 @@ def time_grid(fold: Fold, rounds: int, with_compile: bool) -> dict[Speed, float]
             for speed in turns:
                 turns[speed].append(bench.turn(speed))
     return {speed: statistics.median(taken) for speed, taken in turns.items()}
-
-
-def load() -> str:
-    return f"load of the machine {os.getloadavg()[0]:.1f} (mean of the last minute, this process included)"
 
 
 if __name__ == "__main__":

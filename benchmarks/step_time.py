@@ -9,7 +9,6 @@ in the same round, so that a slow moment of the machine falls on both.
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import device_name, load
 
 sys.path.insert(0, str(next(Path(__file__).resolve().parents[1].glob("*/kfold")).parent))
 
@@ -113,14 +113,6 @@ def rows_of(targets: np.ndarray) -> TrainingRows:
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-
-
-def load() -> str:
-    return f"load of the machine {os.getloadavg()[0]:.1f} (mean of the last minute, this process included)"
 
 
 if __name__ == "__main__":

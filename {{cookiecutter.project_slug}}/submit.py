@@ -85,8 +85,7 @@ def main(
     if not tuned.is_neutral:
         print(tuned.describe())
 
-    read_values = read_full_fit_values if all_data else read_test_values
-    values = read_values(workspace, run, folds, targets, facts.task, ids)
+    values = (read_full_fit_values if all_data else read_test_values)(workspace, run, folds, targets, facts.task, ids)
     if all_data:
         print("the submission is of the full-data fit; the scores are those of the folds' models, which saw fewer rows")
     predictions = competition.postprocess(prediction_table(ids, values, targets.names), facts, tuned)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-CPU_THREADS = "as each library sets them"
-
 
 def options(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)

@@ -87,7 +87,7 @@ def test_a_stage_that_fails_ends_it_with_its_code(stage, tmp_path):
 
 
 @pytest.mark.parametrize(("to_group", "number"), [(False, "SIGTERM"), (False, "SIGINT"), (True, "SIGINT")])
-@pytest.mark.parametrize("stage", ["train.py", "stack.py"])
+@pytest.mark.parametrize("stage", ["train.py", "submit.py"])
 @pytest.mark.parametrize("code", [75, 143, 0])
 def test_a_signal_reaches_the_stage_and_the_exit_code_says_run_it_again(to_group, number, stage, code, tmp_path):
     """Also where the stage was killed by it before it could answer (143), or was about to end anyway (0)."""

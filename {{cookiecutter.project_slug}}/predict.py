@@ -253,9 +253,7 @@ def write_fold(fold: Pending, test: np.ndarray, unreadable: Mapping[int, str]) -
     manifest, test_ids = job.manifests[number], job.test_ids
     weights_sha256 = artifacts.mix_sha256(shares, manifest["files"])
     stamps = artifacts.stamps(job.folds.stamp, job.config, job.facts.task, weights_sha256, kind, view)
-    for row, reason in unreadable.items():
-        test[row] = job.targets.values[~valid].mean(axis=0)  # the prior: a submission must have every row
-        print(f"warning: {reason}: id '{test_ids[row]}' gets the prior prediction", file=sys.stderr)
+    put_priors(fold, test, unreadable)
 
     facts_of_fold = artifacts.forget_predictions(folder, manifest)
     files = facts_of_fold.pop("files")
@@ -277,6 +275,14 @@ def write_fold(fold: Pending, test: np.ndarray, unreadable: Mapping[int, str]) -
         "unreadable_test_ids": [str(test_ids[row]) for row in unreadable],
     }
     artifacts.write_manifest(folder, facts_of_fold, names, files)
+
+
+def put_priors(fold: Pending, test: np.ndarray, unreadable: Mapping[int, str]) -> None:
+    """Rows of `test` whose image cannot be read get the prior of the fold's training rows: none may be missing."""
+    job = fold.job
+    for row, reason in unreadable.items():
+        test[row] = job.targets.values[job.folds.fold != fold.number].mean(axis=0)
+        print(f"warning: {reason}: id '{job.test_ids[row]}' gets the prior prediction", file=sys.stderr)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -50,8 +50,12 @@ def main(
     embeddings: Path | None = None,
     overwrite: bool = False,
     root: Path = ROOT,
+    alone: bool = False,
 ) -> None:
-    """Make the stack `name` of `runs` (default: every finished one but stacks); one that is done is left alone."""
+    """Make the stack `name` of `runs` (default: every finished one but stacks); one that is done is left alone.
+
+    alone: fit `method` without comparing it with the others, as it was chosen before.
+    """
     started = time.perf_counter()
     workspace = Workspace(root)
     facts = load_competition(workspace.competition_path)
@@ -66,6 +70,7 @@ def main(
     fitted_runs, optimistic = find_doubtful(workspace, list(oof))
     methods = fitting_methods(facts.task, len(oof), bool(fitted_runs))
     refuse_wishes(method, features, methods)
+    methods = [one for one in methods if one == method or not alone]
     features = [group for group in FEATURE_GROUPS if group in features or (group == "embeddings" and embeddings)]
     sources = read_sources(workspace, facts, folds, test_ids, features, embeddings or workspace.embeddings_path)
     made_of = {"runs": " ".join(oof), "method": method, "features": " ".join(features), "metric": metric.name}

@@ -54,8 +54,9 @@ def main(
     message: str = "",
     root: Path = ROOT,
     all_data: bool = False,
+    only: str = "",
 ) -> None:
-    """Write and check the submission of `run` (default: the best finished one)."""
+    """Write and check the submission of `run` (default: the best finished one). only: prior or check, see --only."""
     workspace = Workspace(root)
     facts = load_competition(workspace.competition_path)
     output = output or workspace.submission_path
@@ -71,7 +72,12 @@ def main(
     sample = read_table(sample_path, [facts.id_column])
     form = make_form(sample, targets, facts.task, metric, facts.id_column)
     ids = submission_ids(sample[facts.id_column], test_ids)
+    if only == "check":
+        print(describe_valid(output, form, ids))
+        return
     before = secure_valid_file(output, form, targets, ids)
+    if only == "prior":
+        return
 
     if not run:
         run, lines = choose_run(workspace, folds, targets, facts.task, metric)
@@ -118,6 +124,15 @@ def refuse_unnamed_full_fit(workspace: Workspace, run: str, all_data: bool) -> N
 def refuse_raw_data(output: Path, data_dir: Path) -> None:
     if output.resolve().is_relative_to(data_dir.resolve()):
         raise UserError(f"{output}: lies among the competition's own files: give --output another folder")
+
+
+def describe_valid(output: Path, form: Form, ids: list[str]) -> str:
+    """A line on a valid file. Raises UserError for any other."""
+    problems, warnings = check_submission(output, form, ids)
+    if problems:
+        raise UserError([problem if str(output) in problem else f"{output}: {problem}" for problem in problems])
+    found = f"{output}: valid, {len(ids)} rows of {','.join(form.columns[:6])} ({form.content})"
+    return "\n".join([found, *(f"warning: {warning}" for warning in warnings)])
 
 
 def secure_valid_file(output: Path, form: Form, targets: Targets, ids: list[str]) -> pd.DataFrame | None:
@@ -208,6 +223,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--all-data", action="store_true", help="submit the full-data fit instead of the folds' models")
     parser.add_argument("--upload", action="store_true", help="submit it with the `kaggle` command")
     parser.add_argument("-m", "--message", default="", help="what Kaggle shows beside it (default: run and score)")
+    parser.add_argument(
+        "--only",
+        choices=["prior", "check"],
+        default="",
+        help="stop after the first, valid one; or look at what is there",
+    )
     parser.add_argument("--root", type=Path, default=ROOT, help="the repository (default: this file's folder)")
     return parser.parse_args()
 
@@ -222,5 +243,6 @@ if __name__ == "__main__":
             arguments.message,
             arguments.root,
             arguments.all_data,
+            arguments.only,
         )
     )

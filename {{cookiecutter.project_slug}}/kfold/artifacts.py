@@ -64,6 +64,16 @@ class Workspace:
         return self.root / "embeddings.parquet"
 
     @property
+    def bundle_dir(self) -> Path:
+        """What kaggle/bundle.py makes, to be sent to Kaggle."""
+        return self.root / "build" / "kaggle"
+
+    @property
+    def hand_over_dir(self) -> Path:
+        """What kaggle/bundle.py --winner makes."""
+        return self.root / "build" / "winner"
+
+    @property
     def runs_dir(self) -> Path:
         return self.root / "runs"
 

@@ -118,9 +118,10 @@ def test_other_data_stays_as_it_is_and_no_byte_is_downloaded(root, kaggle, owner
 def test_a_download_that_was_stopped_goes_on(root, kaggle, monkeypatch):
     """After the archive came, and with some of its files in place."""
     kaggle()
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(download.unpack, "main", stop)
-        download.main(root=root)
+        with pytest.raises(KeyboardInterrupt):
+            download.main(root=root)
     (root / "data" / "train.csv").write_text(FILES["train.csv"])
     download.main(root=root)
     assert files_of(root / "data") == {**FILES, MARKER: SLUG + "\n"}

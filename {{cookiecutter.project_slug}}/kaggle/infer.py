@@ -1,0 +1,183 @@
+"""The stages of the inference notebook, for a bundle of kaggle/bundle.py: only test rows are predicted.
+
+Command  python kaggle/infer.py prepare   then, in /kaggle/temp/repository: predict --time-limit 8h30m, submit, check
+Reads    the bundle that this file lies in, the competition's data below /kaggle/input (KAGGLE_ROOT names another root)
+Writes   /kaggle/temp/repository/: the bundle, where it can be written; /kaggle/working/submission.csv: a valid one from
+         `prepare` on, the real one after `submit`
+
+The hidden test set may have other images, ten times as many, or three: everything on test rows is made anew. Where the
+time does not suffice, views at test time are dropped, then the models that help least.
+"""
+# ruff: noqa: E402
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import competition
+import predict as predict_stage
+import stack
+import submit as submit_stage
+from kfold import artifacts
+from kfold.artifacts import Workspace
+from kfold.config import load_competition
+from kfold.data.folds import read_folds
+from kfold.data.tables import read_test_ids
+from kfold.engines.held import Held, memory_for_models
+from kfold.errors import run_stage
+from kfold.files import atomic_write
+from kfold.inference import predict_test
+from kfold.kaggle import test_only
+from kfold.kaggle.budget import SHARE, Cost, Planned, fit_into, order_by_use, total
+from kfold.kaggle.contents import read_stack_settings
+from kfold.kaggle.inputs import KaggleTree
+from kfold.kaggle.repository import read_marker, unfold
+from kfold.prediction_job import Job
+from kfold.runs import read_oof_values
+from kfold.stopping import describe_seconds, parse_seconds
+from kfold.training.precision import choose_device
+
+BLEND = "bundle-mean"  # stands for several runs that were named without a stack of them
+
+
+def prepare(bundle: Path, tree: KaggleTree) -> None:
+    """Make the bundle a repository, and write a valid submission before anything can fail."""
+    workspace = unfold(bundle, tree)
+    facts = load_competition(workspace.competition_path)
+    print(f"data: {facts.data_dir}")
+    submit_stage.main(output=tree.submission_path, root=workspace.root, only="prior")
+
+
+def predict(tree: KaggleTree, time_limit: str = "", spent: str = "0s") -> None:
+    """test.parquet of each fold of the runs that fit into the time. spent: what earlier cells took."""
+    workspace, marker = Workspace(tree.repository), read_marker(tree.repository)
+    jobs, useful_first = open_runs(workspace, marker)
+    num_images = len(next(iter(jobs.values())).test_ids)
+    planned = [Planned(run, True, 0.0) for run in useful_first]
+    if time_limit and num_images > test_only.NUM_TIMED:
+        left = max(0.0, parse_seconds(time_limit) - parse_seconds(spent))
+        costs = {run: test_only.measure(jobs[run]) for run in useful_first}
+        planned = fit_into(costs, num_images, SHARE * left)
+        print("\n".join(describe_plan(costs, planned, num_images, left)))
+    pending = [fold for one in planned for fold in test_only.to_predict(jobs[one.run], one.with_views)]
+    for fold, test, unreadable in predict_test(pending):
+        predict_stage.put_priors(fold, test, unreadable)
+        test_only.write_test(fold, test)
+    plan = {"predicted": [one.run for one in planned]}
+    atomic_write(plan_path(workspace), json.dumps(plan) + "\n")
+    print(f"{len(planned)} of {len(useful_first)} runs are predicted, {num_images} images each")
+
+
+def open_runs(workspace: Workspace, marker: Mapping) -> tuple[dict[str, Job], list[str]]:
+    """The trained runs of the bundle, ready to predict, and their names, the most useful first."""
+    facts = load_competition(workspace.competition_path)
+    folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
+    targets, metric = competition.decode_targets(folds.table, facts), competition.metric(facts)
+    test_csv, sample_csv = (workspace.data_path(facts, name) for name in (facts.test_csv, facts.sample_submission_csv))
+    test_ids = np.array(read_test_ids(test_csv, sample_csv, facts.id_column), object)
+    held = Held(memory_for_models(choose_device()))
+    runs = [run for run in marker["runs"] if not artifacts.stack_of(workspace, run)]
+    oof = {run: read_oof_values(workspace, run, folds, targets, facts.task) for run in runs}
+    jobs = {
+        run: test_only.open_run(workspace, run, facts, folds, targets, metric, test_ids, held, marker["all_data"])
+        for run in runs
+    }
+    return jobs, order_by_use(oof, targets.values, metric)
+
+
+def plan_path(workspace: Workspace) -> Path:
+    return workspace.root / "plan.json"
+
+
+def describe_plan(costs: Mapping[str, Cost], planned: Sequence[Planned], num_images: int, left: float) -> list[str]:
+    """Lines of a table: the measured speed of each run, and what becomes of it."""
+    taken = {one.run: one for one in planned}
+    lines = [f"{num_images} images, {describe_seconds(left)} left, {SHARE:.0%} of it for predictions"]
+    lines.append(f"  {'run':<24} {'images/s':>9} {'without views':>14} {'forecast':>9}")
+    for run, cost in costs.items():
+        one = taken.get(run)
+        fate = describe_seconds(one.seconds) if one else "left out"
+        views = " without views" if one and not one.with_views and cost.plain < cost.with_views else ""
+        lines.append(f"  {run:<24} {1 / cost.with_views:>9.1f} {1 / cost.plain:>14.1f} {fate:>9}{views}")
+    lines.append(f"  together {describe_seconds(total(planned))}")
+    if not planned:
+        lines.append("warning: not even one run fits into the time: the prior submission stays")
+    return lines
+
+
+def submit(tree: KaggleTree) -> None:
+    """The real submission: stacks are fitted again on stored out-of-fold rows, by the method that was chosen."""
+    workspace, marker = Workspace(tree.repository), read_marker(tree.repository)
+    predicted = json.loads(plan_path(workspace).read_text(encoding="utf-8"))["predicted"]
+    if not predicted:
+        print(f"{tree.submission_path}: stays the prior submission, as no run was predicted")
+        return
+    stands_for = {run: run for run in predicted}  # what can be asked for -> the run that gives it
+    for run in marker["runs"]:
+        if artifacts.stack_of(workspace, run):
+            settings = read_stack_settings(workspace, run)
+            found = combine(workspace, run, settings.stack_of, stands_for, settings.method, settings.features)
+            stands_for |= {run: found} if found else {}
+    final = marker["final"]
+    run = stands_for.get(final[0]) if len(final) == 1 else combine(workspace, BLEND, final, stands_for, "mean")
+    submit_stage.main(run, output=tree.submission_path, root=workspace.root, all_data=marker["all_data"])
+
+
+def combine(
+    workspace: Workspace,
+    name: str,
+    parts: Sequence[str],
+    stands_for: Mapping[str, str],
+    method: str,
+    features: Sequence[str] = ("oof",),
+) -> str:
+    """The stack `name` of those parts that there are; the run that gives its predictions, "" for none."""
+    left = list(dict.fromkeys(stands_for[part] for part in parts if part in stands_for))
+    if not left or len(left) < 2 <= len(parts):
+        return "".join(left)
+    before = stack_oof(workspace, name)
+    stack.main(left, name, method, features, overwrite=True, root=workspace.root, alone=True)
+    if before is not None and len(left) == len(parts):
+        difference = np.abs(stack_oof(workspace, name) - before).max()
+        print(f"stack {name}: its out-of-fold predictions are within {difference:.1e} of those that it was chosen by")
+    return name
+
+
+def stack_oof(workspace: Workspace, run: str) -> np.ndarray | None:
+    """Out-of-fold predictions (N, C) of a stack; None where it is not there."""
+    if not workspace.trained_folds(run):
+        return None
+    facts = load_competition(workspace.competition_path)
+    folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
+    return read_oof_values(workspace, run, folds, competition.decode_targets(folds.table, facts), facts.task)
+
+
+def check(tree: KaggleTree) -> None:
+    submit_stage.main(output=tree.submission_path, root=tree.repository, only="check")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["prepare", "predict", "submit", "check"])
+    parser.add_argument("--time-limit", default="", help="of the whole notebook, such as 8h30m")
+    parser.add_argument("--spent", default="0s", help="how much of it is over")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments()
+    kaggle_tree = KaggleTree.of_this_machine()
+    stages = {
+        "prepare": lambda: prepare(ROOT, kaggle_tree),
+        "predict": lambda: predict(kaggle_tree, arguments.time_limit, arguments.spent),
+        "submit": lambda: submit(kaggle_tree),
+        "check": lambda: check(kaggle_tree),
+    }
+    run_stage(stages[arguments.stage])

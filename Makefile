@@ -1,12 +1,13 @@
 # demo: a whole project, from answers to a checked submission.csv; test: lint and every test;
 # reliability: the same tests of what it survives, by the hundred and thousand, and every
 # pair of recipes, with their figures (an hour);
+# test-kaggle: the generated repository's tests in the versions of Kaggle's image (needs 8 GB);
 # clean: forget the demo and the caches (.venv stays)
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PROJECT := {{cookiecutter.project_slug}}
 VENV := $(CURDIR)/.venv/bin
 
-.PHONY: demo test reliability lint setup lock clean
+.PHONY: demo test reliability test-kaggle lint setup lock clean
 
 demo: setup
 	"$(VENV)/python" -m cookiecutter . --no-input --default-config --overwrite-if-exists --output-dir build
@@ -25,6 +26,16 @@ reliability: setup build/scikit-learn-1.6.1
 
 build/scikit-learn-1.6.1: | setup
 	"$(VENV)/python" -m pip install --quiet --no-deps --target $@ scikit-learn==1.6.1
+
+test-kaggle: .venv-kaggle/installed
+	cd "$(PROJECT)" && OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 "$(CURDIR)/.venv-kaggle/bin/python" -m pytest -n 2 -p no:cacheprovider
+
+# Python 3.12, as on Kaggle, where it is installed.
+.venv-kaggle/installed: $(PROJECT)/requirements-kaggle.txt $(PROJECT)/requirements.txt
+	@test -n "$(PYTHON)" || { echo "error: found no Python 3.11 or newer: install it, or say make test-kaggle PYTHON=<path>" >&2; exit 2; }
+	"$$(command -v python3.12 || echo "$(PYTHON)")" -m venv --clear .venv-kaggle
+	.venv-kaggle/bin/python -m pip install --quiet -r "$(PROJECT)/requirements-kaggle.txt"
+	touch $@
 
 lint: setup
 	"$(VENV)/ruff" check .

@@ -40,8 +40,7 @@ def next_steps(project: Path, answers: dict[str, str]) -> str:
     if answers["start_with"] == "demo":
         data = ("python demo_data.py", "writes the digits into data/")
     elif answers["kaggle_competition"]:
-        download = f"kaggle competitions download {answers['kaggle_competition']} -p data"
-        data = (download, f"then python unpack.py data/{answers['kaggle_competition']}.zip")
+        data = ("python kaggle/download.py", "needs `pip install kaggle` and your key; unpacks into data/")
     else:
         data = ("mkdir data", "then put the CSV files and images there (see README.md)")
     steps = [

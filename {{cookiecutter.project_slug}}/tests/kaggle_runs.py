@@ -40,7 +40,7 @@ def load_script(name: str):
 
 @functools.cache
 def runs_to_bundle() -> Path:
-    """The repository's root, with runs baseline (views at test time) and second, and stacks trees and weighted."""
+    """The repository's root: runs baseline (with views) and second (with a full-data fit), stacks trees and weighted."""
     root = Path(tempfile.mkdtemp(prefix="kaggle-runs-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
@@ -50,7 +50,8 @@ def runs_to_bundle() -> Path:
         with (root / "competition.yaml").open("a") as file:
             file.write(f"kaggle_competition: {SLUG}\n")
         train.main(root=root)
-        train.main(overrides=["seed=1", "epochs=2"], name="second", root=root)
+        for fold in ("all", "all-data"):
+            train.main(fold=fold, overrides=["seed=1", "epochs=2"], name="second", root=root)
         predict.main(run="baseline", tta="flips", root=root)
         predict.main(run="second", root=root)
         for name, method in (("trees", "lightgbm"), ("weighted", "linear")):

@@ -62,6 +62,12 @@ def test_a_stack_brings_its_runs_weights_and_rows_but_no_test_predictions_and_no
     assert not {name for name in names if name.startswith("tests/")}
 
 
+def test_a_full_data_fit_leaves_the_folds_weights_at_home():
+    names = names_in(bundle_of("second", all_data=True) / "dataset")
+    assert {name for name in names if name.endswith(".safetensors")} == {"runs/second/all-data/last.safetensors"}
+    assert {f"runs/second/fold{fold}/oof.parquet" for fold in range(3)} <= names
+
+
 def test_the_notebook_is_valid_short_and_pinned_to_its_bundle():
     folder = bundle_of("weighted")
     notebook = nbformat.read(folder / "notebook" / "inference.ipynb", as_version=4)
@@ -104,7 +110,7 @@ def test_sizes_are_told_and_refused_before_a_byte_is_written(root, monkeypatch, 
         ({"owner": "a/b"}, "--owner: .*'a/b' is none"),
         ({"time_limit": "soon"}, "--time-limit soon: write hours"),
         ({"runs": ["weighted"], "all_data": True}, "--all-data: is for a single run"),
-        ({"all_data": True}, "run second: all-data is not predicted: run predict.py"),
+        ({"runs": ["baseline"], "all_data": True}, "run baseline: all-data is not predicted: run predict.py"),
     ],
 )
 def test_what_cannot_be_sent_is_one_line_with_the_remedy(root, options, problem):

@@ -85,7 +85,22 @@ def test_on_the_public_images_a_bundle_says_what_the_runs_said_at_home(run, tmp_
         found = test_predictions(tree.repository, name)
         assert found.to_numpy().std() > 0.005  # else everything would agree
         pd.testing.assert_frame_equal(found, test_predictions(at_home, name), rtol=1e-4, atol=1e-5)
-    assert f"stack {run}: its out-of-fold predictions are within" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert f"stack {run}: its out-of-fold predictions are within 0.0e+00 of those" in output
+    assert f"stack {run}: 1 methods" in output  # not compared with others again
+
+
+def test_a_full_data_fit_is_submitted_by_itself(tmp_path):
+    tree = make_tree(tmp_path, "new", "shuffled", bundle_of("second", all_data=True))
+    submission = run_stages(tree)
+    assert submission["image_id"].tolist() == hidden_ids(tree)
+    found, at_home = (
+        pd.read_parquet(root / "runs" / "second" / "all-data" / "test.parquet").set_index("id").sort_index()
+        for root in (tree.repository, runs_to_bundle())
+    )
+    pd.testing.assert_frame_equal(found, at_home, rtol=1e-4, atol=1e-5)
+    best = at_home.idxmax(axis=1).str.removeprefix("p_")
+    assert submission.set_index("image_id")["label"].sort_index().tolist() == best.tolist()
 
 
 def test_runs_without_a_stack_are_averaged(tmp_path):

@@ -34,7 +34,7 @@ from kfold.engines.held import Held, memory_for_models
 from kfold.errors import run_stage
 from kfold.files import atomic_write
 from kfold.inference import predict_test
-from kfold.kaggle import test_only
+from kfold.kaggle import hidden_rows
 from kfold.kaggle.budget import SHARE, Cost, Planned, fit_into, order_by_use, total
 from kfold.kaggle.contents import read_stack_settings
 from kfold.kaggle.inputs import KaggleTree
@@ -61,17 +61,17 @@ def predict(tree: KaggleTree, time_limit: str = "", spent: str = "0s") -> None:
     jobs, useful_first = open_runs(workspace, marker)
     num_images = len(next(iter(jobs.values())).test_ids)
     planned = [Planned(run, True, 0.0) for run in useful_first]
-    if time_limit and num_images > test_only.NUM_TIMED:
+    if time_limit and num_images > hidden_rows.NUM_TIMED:
         left = max(0.0, parse_seconds(time_limit) - parse_seconds(spent))
-        costs = {run: test_only.measure(jobs[run]) for run in useful_first}
+        costs = {run: hidden_rows.measure(jobs[run]) for run in useful_first}
         planned = fit_into(costs, num_images, SHARE * left)
         print("\n".join(describe_plan(costs, planned, num_images, left)))
-    pending = [fold for one in planned for fold in test_only.to_predict(jobs[one.run], one.with_views)]
+    pending = [fold for one in planned for fold in hidden_rows.to_predict(jobs[one.run], one.with_views)]
     for fold, test, unreadable in predict_test(pending):
         predict_stage.put_priors(fold, test, unreadable)
-        test_only.write_test(fold, test)
+        hidden_rows.write_test(fold, test)
     plan = {"predicted": [one.run for one in planned]}
-    atomic_write(plan_path(workspace), json.dumps(plan) + "\n")
+    atomic_write(tree.plan_path, json.dumps(plan) + "\n")
     print(f"{len(planned)} of {len(useful_first)} runs are predicted, {num_images} images each")
 
 
@@ -86,14 +86,10 @@ def open_runs(workspace: Workspace, marker: Mapping) -> tuple[dict[str, Job], li
     runs = [run for run in marker["runs"] if not artifacts.stack_of(workspace, run)]
     oof = {run: read_oof_values(workspace, run, folds, targets, facts.task) for run in runs}
     jobs = {
-        run: test_only.open_run(workspace, run, facts, folds, targets, metric, test_ids, held, marker["all_data"])
+        run: hidden_rows.open_run(workspace, run, facts, folds, targets, metric, test_ids, held, marker["all_data"])
         for run in runs
     }
     return jobs, order_by_use(oof, targets.values, metric)
-
-
-def plan_path(workspace: Workspace) -> Path:
-    return workspace.root / "plan.json"
 
 
 def describe_plan(costs: Mapping[str, Cost], planned: Sequence[Planned], num_images: int, left: float) -> list[str]:
@@ -115,7 +111,7 @@ def describe_plan(costs: Mapping[str, Cost], planned: Sequence[Planned], num_ima
 def submit(tree: KaggleTree) -> None:
     """The real submission: stacks are fitted again on stored out-of-fold rows, by the method that was chosen."""
     workspace, marker = Workspace(tree.repository), read_marker(tree.repository)
-    predicted = json.loads(plan_path(workspace).read_text(encoding="utf-8"))["predicted"]
+    predicted = json.loads(tree.plan_path.read_text(encoding="utf-8"))["predicted"]
     if not predicted:
         print(f"{tree.submission_path}: stays the prior submission, as no run was predicted")
         return

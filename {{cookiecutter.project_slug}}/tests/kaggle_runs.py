@@ -40,7 +40,7 @@ def load_script(name: str):
 
 @functools.cache
 def runs_to_bundle() -> Path:
-    """The repository's root: runs baseline (with views) and second (with a full-data fit), stacks trees and weighted."""
+    """The root: runs baseline (with views) and second (with a full-data fit), stacks trees and weighted."""
     root = Path(tempfile.mkdtemp(prefix="kaggle-runs-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):

@@ -143,7 +143,7 @@ def test_damage_odd_names_foreign_files_and_embeddings_are_refused(root, tmp_pat
 # What Kaggle's command checks (2.2.5) before it sends anything
 
 
-@given(st.text(max_size=80), st.sampled_from(["bundle", "inference"]))
+@given(st.text(max_size=80) | st.text("ab1- ", min_size=30, max_size=80), st.sampled_from(["bundle", "inference"]))
 def test_every_name_becomes_a_slug_and_title_that_kaggle_takes(text, ending):
     slug = make_slug(text, ending)
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug)

@@ -21,7 +21,7 @@ from kfold.artifacts import Workspace
 from kfold.config import load_competition
 from kfold.errors import UserError
 from kfold.files import file_sha256
-from kfold.kaggle import test_only
+from kfold.kaggle import hidden_rows
 from kfold.kaggle.budget import Cost, fit_into, order_by_use, total
 from kfold.kaggle.inputs import KaggleTree, find_data
 from kfold.metrics import resolve_metric
@@ -64,8 +64,7 @@ def test_predictions(root: Path, run: str) -> pd.DataFrame:
 test_predictions.__test__ = False  # pytest takes its name for a test
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize(("layout", "hidden"), [*(("new", hidden) for hidden in HIDDEN), ("old", "ten times")])
 def test_every_hidden_test_set_gets_its_own_ids_in_order(layout, hidden, tmp_path):
     tree = make_tree(tmp_path, layout, hidden, bundle_of("weighted"))
     submission = run_stages(tree)
@@ -135,13 +134,22 @@ def test_a_prior_submission_is_there_before_any_model_is_read(tmp_path, monkeypa
     assert tree.submission_path.read_bytes() == before
 
 
+def test_the_check_refuses_a_submission_that_somebody_changed(tmp_path):
+    tree = make_tree(tmp_path, "new", "three rows", bundle_of("weighted"))
+    infer.prepare(mounted(tree), tree)
+    text = tree.submission_path.read_text()
+    tree.submission_path.write_text(text.replace("hidden_1", "hidden_9"))
+    with pytest.raises(UserError, match="1 ids have no row: 'hidden_1'"):
+        infer.check(tree)
+
+
 # Time
 
 
 def timed(monkeypatch, seconds: dict[str, tuple[float, float]]) -> None:
     """What measuring finds: seconds an image with views and without, by run."""
-    monkeypatch.setattr(test_only, "NUM_TIMED", 2)
-    monkeypatch.setattr(test_only, "measure", lambda job: Cost(*seconds[job.run]))
+    monkeypatch.setattr(hidden_rows, "NUM_TIMED", 2)
+    monkeypatch.setattr(hidden_rows, "measure", lambda job: Cost(*seconds[job.run]))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +168,7 @@ def test_views_go_first_then_the_least_useful_model_then_the_prior_stays(
     tree = make_tree(tmp_path, "new", "three rows", bundle_of("weighted"))
     submission = run_stages(tree, limit)
     assert submission["image_id"].tolist() == hidden_ids(tree)
-    predicted = json.loads((tree.repository / "plan.json").read_text())["predicted"]
+    predicted = json.loads(tree.plan_path.read_text())["predicted"]
     output = capsys.readouterr().out
     if runs == 1:
         (only,) = predicted
@@ -183,7 +191,7 @@ def test_speed_is_measured_on_test_images_with_and_without_views(tmp_path):
     tree = make_tree(tmp_path, "old", "ten times", bundle_of("baseline"))
     infer.prepare(mounted(tree), tree)
     jobs, _ = infer.open_runs(Workspace(tree.repository), infer.read_marker(tree.repository))
-    cost = test_only.measure(jobs["baseline"])
+    cost = hidden_rows.measure(jobs["baseline"])
     assert cost.with_views > 0
     assert cost.plain > 0
     assert not jobs["baseline"].workers  # chosen anew for all images

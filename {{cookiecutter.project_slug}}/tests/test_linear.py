@@ -19,6 +19,8 @@ def _warnings_are_errors():
     """Of scikit-learn and scipy too: a fit that did not converge must not pass."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # How scikit-learn 1.6, Kaggle's, calls scipy 1.16.
+        warnings.filterwarnings("ignore", "scipy.optimize: The `disp` and `iprint` options", DeprecationWarning)
         yield
 
 

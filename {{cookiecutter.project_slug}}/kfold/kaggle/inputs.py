@@ -30,6 +30,11 @@ class KaggleTree:
         return self.root / "temp" / "repository"
 
     @property
+    def plan_path(self) -> Path:
+        """Which runs were predicted in the time."""
+        return self.repository / "plan.json"
+
+    @property
     def submission_path(self) -> Path:
         return self.root / "working" / "submission.csv"
 

@@ -27,7 +27,7 @@ from kfold.artifacts import Workspace
 from kfold.config import load_competition
 from kfold.errors import UserError, run_stage
 from kfold.files import atomic_write, file_sha256
-from kfold.kaggle.contents import Item, describe_sizes, list_items, refuse_too_large, runs_to_take
+from kfold.kaggle.contents import Item, describe_sizes, list_items, needless, refuse_too_large, runs_to_take
 from kfold.kaggle.hand_over import write_hand_over
 from kfold.kaggle.metadata import NOTEBOOK, dataset_metadata, kernel_metadata, make_slug, refuse_odd_owner
 from kfold.kaggle.notebook import make_notebook
@@ -55,7 +55,7 @@ def main(
     taken, final = runs_to_take(workspace, runs, all_data)
     items = list_items(workspace, ROOT, taken, all_data)
     into = workspace.bundle_dir
-    print("\n".join(describe_sizes(items)))
+    print("\n".join([*describe_sizes(items), *needless(workspace, taken)]))
     refuse_too_large(items, into)
     refuse_foreign(into)
     wheels = dict(repack(package) for package in WHEELS if is_imported(package, items))

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from finished_runs import few_resamples
 from hypothesis import given
 from hypothesis import strategies as st
 from kaggle_runs import REPOSITORY, bundle_of, load_script, runs_to_bundle
 
+import stack
 from kfold import artifacts
 from kfold.artifacts import Workspace
 from kfold.errors import UserError
@@ -34,7 +36,11 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture
 def root(tmp_path):
     return Path(
-        shutil.copytree(runs_to_bundle(), tmp_path / "root", ignore=shutil.ignore_patterns("bundles", "build", "data"))
+        shutil.copytree(
+            runs_to_bundle(),
+            tmp_path / "root",
+            ignore=shutil.ignore_patterns("bundles", "build", "train_images", "test_images"),
+        )
     )
 
 
@@ -130,6 +136,12 @@ def test_damage_odd_names_foreign_files_and_embeddings_are_refused(root, tmp_pat
     (root / "build" / "kaggle" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"thesis\.txt, which is no part of a bundle"):
         bundle.main(["second"], owner="me", root=root)
+    pixels = root / "runs" / "second" / "pixels.json"
+    content = pixels.read_text()
+    pixels.write_text(content + " ")
+    with pytest.raises(UserError, match=r"second.pixels\.json: damaged or changed"):
+        bundle.main(["second"], owner="me", root=root)
+    pixels.write_text(content)
     weights = root / "runs" / "second" / "fold1" / "last.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"fold1.last\.safetensors: damaged or changed"):
@@ -138,6 +150,13 @@ def test_damage_odd_names_foreign_files_and_embeddings_are_refused(root, tmp_pat
     config.write_text(config.read_text().replace("- images", "- embeddings"))
     with pytest.raises(UserError, match=r"run trees: stands on embeddings.*without them"):
         bundle.main(["trees"], owner="me", root=root)
+
+
+def test_a_stack_that_takes_one_run_is_said_to_be_needless(root, capsys, monkeypatch):
+    few_resamples(monkeypatch)
+    stack.main(["baseline", "second"], "single", "best_single", ["oof"], root=root, alone=True)
+    bundle.main(["single"], owner="me", root=root)
+    assert "warning: single takes run baseline alone: a bundle of that run says" in capsys.readouterr().out
 
 
 # What Kaggle's command checks (2.2.5) before it sends anything

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from kfold import artifacts
 from kfold.artifacts import ALL_DATA, Workspace
+from kfold.ensemble.nested import BEST_SINGLE
 from kfold.ensemble.stack_settings import StackSettings
 from kfold.errors import UserError
 from kfold.runs import refuse_unfinished
+from kfold.seals import refuse_broken_seal
 from kfold.settings import build_settings
 from kfold.strict_yaml import read_yaml
 
@@ -78,6 +80,16 @@ def read_stack_settings(workspace: Workspace, run: str) -> StackSettings:
     return build_settings(StackSettings, read_yaml(path), str(path))
 
 
+def needless(workspace: Workspace, runs: Sequence[str]) -> list[str]:
+    """A line on each stack that takes one of its runs as it is: the others would be predicted for nothing."""
+    lines = []
+    for run in runs:
+        if artifacts.stack_of(workspace, run) and read_stack_settings(workspace, run).method == BEST_SINGLE:
+            note = artifacts.read_manifest(workspace.fold_dir(run, workspace.trained_folds(run)[0]))["fitted"]
+            lines.append(f"warning: {run} takes {note}: a bundle of that run says the same in less time")
+    return lines
+
+
 def weights_of(manifest: Mapping) -> list[str]:
     """The weights files that a fold's predictions were made with; climbed: all snapshots, a trial takes the first."""
     if manifest["kind"] == "climbed":
@@ -97,8 +109,10 @@ def list_items(workspace: Workspace, code_dir: Path, runs: Sequence[str], all_da
         tables += [workspace.image_statistics_path("train"), workspace.runs_dir / "SHA256SUMS"]
     items += [item_of(workspace, path, "folds and facts") for path in tables if path.exists()]
     for run in runs:
-        names = [workspace.run_dir(run) / name for name in RUN_FILES]
-        items += [item_of(workspace, path, f"run {run}, settings") for path in names if path.exists()]
+        paths = [path for name in RUN_FILES if (path := workspace.run_dir(run) / name).exists()]
+        for path in paths:
+            refuse_broken_seal(path)
+        items += [item_of(workspace, path, f"run {run}, settings") for path in paths]
         for number in [*workspace.trained_folds(run), *([ALL_DATA] if all_data else [])]:
             items += fold_items(workspace, run, number, with_weights=not all_data or number == ALL_DATA)
     refuse_odd_names(items)

@@ -24,10 +24,11 @@ from kfold.files import file_sha256
 from kfold.kaggle import hidden_rows
 from kfold.kaggle.budget import Cost, fit_into, order_by_use, total
 from kfold.kaggle.inputs import KaggleTree, find_data
+from kfold.kaggle.repository import read_marker
 from kfold.metrics import resolve_metric
 from kfold.predictions import read_predictions
 
-infer = load_script("infer")
+infer, predict_hidden = load_script("infer"), load_script("predict_hidden")
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ def quick(monkeypatch):
 def run_stages(tree: KaggleTree, time_limit: str = "8h") -> pd.DataFrame:
     """The submission, as the notebook makes it."""
     infer.prepare(mounted(tree), tree)
-    infer.predict(tree, time_limit)
+    predict_hidden.main(tree, time_limit)
     infer.submit(tree)
     infer.check(tree)
     return pd.read_csv(tree.submission_path, dtype=str, keep_default_na=False)
@@ -130,7 +131,7 @@ def test_a_prior_submission_is_there_before_any_model_is_read(tmp_path, monkeypa
     path.unlink()
     path.write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"fold1.last\.safetensors: damaged or changed"):
-        infer.predict(tree)
+        predict_hidden.main(tree)
     assert tree.submission_path.read_bytes() == before
 
 
@@ -190,7 +191,7 @@ def read_stamps(root: Path, run: str) -> list[dict]:
 def test_speed_is_measured_on_test_images_with_and_without_views(tmp_path):
     tree = make_tree(tmp_path, "old", "ten times", bundle_of("baseline"))
     infer.prepare(mounted(tree), tree)
-    jobs, _ = infer.open_runs(Workspace(tree.repository), infer.read_marker(tree.repository))
+    jobs, _ = predict_hidden.open_runs(Workspace(tree.repository), read_marker(tree.repository))
     cost = hidden_rows.measure(jobs["baseline"])
     assert cost.with_views > 0
     assert cost.plain > 0

@@ -40,21 +40,21 @@ print(f"{bundle}: {len(files)} files are as they were sent")"""
 PREPARE = """REPOSITORY = KAGGLE / "temp" / "repository"
 
 
-def stage(folder, *words):
-    subprocess.run([sys.executable, "-u", str(folder / "kaggle" / "infer.py"), *words], check=True)
+def stage(folder, script, *words):
+    subprocess.run([sys.executable, "-u", str(folder / "kaggle" / script), *words], check=True)
 
 
 if importlib.util.find_spec("ttach") is None:
     wheels = map(str, bundle.glob("wheels/*.whl"))
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", *wheels], check=True)
-stage(bundle, "prepare")"""
+stage(bundle, "infer.py", "prepare")"""
 
 PREDICT = """spent = f"{time.monotonic() - STARTED:.0f}s"
-stage(REPOSITORY, "predict", "--time-limit", TIME_LIMIT, "--spent", spent)"""
+stage(REPOSITORY, "predict_hidden.py", "--time-limit", TIME_LIMIT, "--spent", spent)"""
 
-SUBMIT = 'stage(REPOSITORY, "submit")'
+SUBMIT = 'stage(REPOSITORY, "infer.py", "submit")'
 
-CHECK = 'stage(REPOSITORY, "check")'
+CHECK = 'stage(REPOSITORY, "infer.py", "check")'
 
 
 def make_notebook(digest: str, time_limit: str) -> str:

@@ -60,7 +60,7 @@ from kfold.training.early_stopping import is_stalled
 from kfold.training.loop import fit
 from kfold.training.memory import full_memory_named
 from kfold.training.optimizers import NUM_MOMENTS
-from kfold.training.precision import choose_device, choose_precision, make_deterministic
+from kfold.training.precision import choose_device, make_deterministic
 from kfold.training.schedules import cycle_ends
 from kfold.training.state import EpochResult
 
@@ -185,11 +185,10 @@ def train_fold(
     # Over 60 lines on purpose: the recipe of a fold, read top to bottom.
     device = choose_device()
     make_deterministic(config.deterministic)
-    precision = choose_precision(config.precision, device)
     valid = folds.fold == number
     truth = targets.values[valid]
     rows = gather_rows(workspace, run, number, facts, config, folds, targets)
-    rows = drop_doubtful(workspace, run, number, facts, config, folds, targets, rows, device, precision, stop)
+    rows = drop_doubtful(workspace, run, number, facts, config, folds, targets, rows, device, stop)
     print(
         f"run {run}, {fold_name(number)}: {config.backbone} at {config.image_size} px, {rows.num_real} rows to train"
         + (f" and {len(rows.train_paths) - rows.num_real} pseudo-labelled ones" if config.pseudo_from else "")

@@ -19,7 +19,7 @@ from kfold.data.loader import EpochOrder, Images, ThreadLoader, make_loader, rea
 from kfold.data.targets import Targets
 from kfold.data.workers import workers_for
 from kfold.engines.held import Held
-from kfold.engines.inference import Inference, device_of
+from kfold.engines.inference import PLAIN, Inference, device_of
 from kfold.engines.one_pass import Look, Seen, look_at_all
 from kfold.engines.ready import Ready, make_ready
 from kfold.ensemble.tta import make_views
@@ -29,6 +29,7 @@ from kfold.model.build import has_fixed_input
 from kfold.model.weights import ModelCard, load_model, normalize
 from kfold.setup.pixels import read_record, recorded_pixels
 from kfold.training.precision import choose_device
+from kfold.training.speed import prediction_speed
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Job:
     manifests: dict[int, dict]
     test_ids: np.ndarray
     held: Held[Ready]
-    inference: Inference = Inference()
+    inference: Inference = PLAIN
     workers: dict[str, int | str] = field(default_factory=dict)  # that get the images of a folder ready
     done: dict[tuple[int, str, str], tuple[np.ndarray, float]] = field(default_factory=dict)
 
@@ -120,15 +121,24 @@ def num_bytes(path: Path, inference: Inference) -> int:
     return path.stat().st_size * (1 if inference.engine == "torch" else 2)
 
 
-def load_ready(job: Job, path: Path, inference: Inference) -> Ready:
+def way_of(job: Job, number: int, inference: Inference) -> Inference:
+    """PLAIN said in full for a fold: how it was trained, so that its test rows are computed as its held-out ones."""
+    if not inference.is_plain:
+        return inference
+    speed = prediction_speed(job.manifests[number], job.config.precision, choose_device())
+    return Inference(speed.dtype, speed.channels_last, speed.depthwise_float32)
+
+
+def load_ready(wanted: Wanted, inference: Inference) -> Ready:
     """The model of a weights file, made ready in that way. Raises UserError where it is one of other targets."""
+    job, path, way = wanted.job, wanted.path, way_of(wanted.job, wanted.number, inference)
     model, card = load_model(path)
     if (card.task, card.names) != (job.facts.task, job.targets.names):
         raise UserError(
             f"{path.parent}: trained for other targets than competition.yaml and train.csv now give: train again"
         )
-    probe = normalized_probe(job, card) if not inference.is_plain else torch.empty(0)
-    return make_ready(model, card, inference, device_of(inference.engine, choose_device()), job.batch_size, probe)
+    probe = normalized_probe(job, card) if way.fold_batchnorm else torch.empty(0)
+    return make_ready(model, card, way, device_of(way.engine, choose_device()), job.batch_size, probe)
 
 
 def normalized_probe(job: Job, card: ModelCard) -> torch.Tensor:
@@ -139,7 +149,7 @@ def normalized_probe(job: Job, card: ModelCard) -> torch.Tensor:
 def make_look(wanted: Wanted) -> Look:
     job, path = wanted.job, wanted.path
     key, size = (path, job.inference), num_bytes(path, job.inference)
-    ready = job.held.get(key, size, lambda: load_ready(job, path, job.inference))
+    ready = job.held.get(key, size, lambda: load_ready(wanted, job.inference))
     views = make_views(wanted.view, job.config.image_size, has_fixed_input(ready.card.backbone))
     return Look(ready, wanted.view, views)
 

@@ -32,8 +32,8 @@ from kfold.seals import refuse_broken_seal, write_sealed
 from kfold.setup.rows import TrainingRows
 from kfold.setup.terms import Teacher, load_teachers, refuse_other_outputs
 from kfold.stopping import Stop
-from kfold.training.precision import Precision
 from kfold.training.predicting import predict_logits, same, to_target_units
+from kfold.training.speed import Speed, arrange, fallback, prediction_speed
 
 KEY = "clean_labels_from"
 
@@ -48,7 +48,6 @@ def drop_doubtful(
     targets: Targets,
     rows: TrainingRows,
     device: torch.device,
-    precision: Precision,
     stop: Stop,
 ) -> TrainingRows:
     """The rows without those real ones whose labels are doubted most; they are listed in dropped.csv.
@@ -63,7 +62,7 @@ def drop_doubtful(
     if dropped is None:
         judges = load_teachers(workspace, config.clean_labels_from, number, folds.stamp)
         refuse_other_outputs(judges, facts.task, targets.names, KEY)
-        doubts = judge(judges, rows, facts.task, config, device, precision, stop.check)
+        doubts = judge(judges, rows, facts.task, config, device, stop.check)
         dropped = write_dropped(path, rows, doubts, facts.task, config.clean_labels, judges)
     print(f"  clean_labels: {len(dropped)} of {rows.num_real} rows left out, see {path}")
     return without(rows, dropped)
@@ -83,13 +82,17 @@ def judge(
     task: str,
     config: Config,
     device: torch.device,
-    precision: Precision,
     between_batches: Callable[[], None],
 ) -> np.ndarray:
     """How much the judges' mean prediction doubts the label of each real row, (num_real,)."""
     targets = rows.train_targets[: rows.num_real]
-    models = [model for teacher in judges.values() for model in teacher.models]
-    answers = [predict_rows(model, card, rows, config, device, precision, between_batches) for model, card in models]
+    answers = []
+    for run, one in judges.items():
+        if told := fallback(one.manifest, config.precision, device):
+            print(f"  clean_labels_from {run}: {told}")
+        speed = prediction_speed(one.manifest, config.precision, device)
+        for model, card in one.models:
+            answers.append(predict_rows(model, card, rows, config, device, speed, between_batches))
     return label_losses(np.mean(answers, axis=0, dtype=np.float64), targets, task)
 
 
@@ -99,16 +102,17 @@ def predict_rows(
     rows: TrainingRows,
     config: Config,
     device: torch.device,
-    precision: Precision,
+    speed: Speed,
     between_batches: Callable[[], None],
 ) -> np.ndarray:
-    """Predictions (num_real, C) of the real training rows, without augmentation."""
+    """Predictions (num_real, C) of the real training rows, without augmentation, computed as the judge was trained."""
     paths, targets = rows.train_paths[: rows.num_real], rows.train_targets[: rows.num_real]
     images = Images(paths, targets, eval_transform(card.image_size, card.center_crop), card.image_size)
     order = EpochOrder(len(images), 2 * config.batch_size, False)
     loader = make_loader(images, order, workers_for(images, order, config.workers, device, between_batches), device)
     batches = tqdm(read_batches(loader), "judge labels", len(loader), disable=None, leave=False)
-    logits = predict_logits(model.to(device), batches, [same], card, device, precision, None, between_batches)[0]
+    model, precision = arrange(model.to(device), speed), speed.precision("as in training")
+    logits = predict_logits(model, batches, [same], card, device, precision, None, between_batches)[0]
     return to_target_units(logits, card).numpy()
 
 

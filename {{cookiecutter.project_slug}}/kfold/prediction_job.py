@@ -13,6 +13,7 @@ from tqdm import tqdm
 from kfold.artifacts import Workspace
 from kfold.config import Competition, Config
 from kfold.data.augment import eval_transform
+from kfold.data.cache import Pixels
 from kfold.data.folds import Folds
 from kfold.data.images import image_paths
 from kfold.data.loader import EpochOrder, Images, ThreadLoader, make_loader, read_batches
@@ -27,7 +28,7 @@ from kfold.errors import UserError
 from kfold.metrics import Metric
 from kfold.model.build import has_fixed_input
 from kfold.model.weights import ModelCard, load_model, normalize
-from kfold.setup.pixels import read_record, recorded_pixels
+from kfold.setup.pixels import cached_pixels, read_record, recorded_pixels
 from kfold.training.precision import choose_device
 from kfold.training.speed import prediction_speed
 
@@ -84,6 +85,14 @@ class Job:
         images = self.images(ids[: self.batch_size], name)[0]
         return images.__getitems__([(0, row) for row in range(len(images))]).images
 
+    @cached_property
+    def cached(self) -> Pixels:
+        """What a cache holds of all the run's images: its index is as long for one fold as for all."""
+        facts, paths = self.facts, []
+        for name, ids in ((facts.train_images, self.folds.ids), (facts.test_images, self.test_ids)):
+            paths += image_paths(self.workspace.data_path(facts, name), ids, facts.image_suffix)[0]
+        return cached_pixels(self.workspace, self.run, self.config, paths)
+
     def images(self, ids: np.ndarray, image_dir_name: str, times: int = 1) -> tuple[Images, dict[int, str]]:
         """The images as the run's models see them, and the rows whose id leads out of the folder, with what is wrong.
 
@@ -91,7 +100,9 @@ class Job:
         """
         image_dir, size = self.workspace.data_path(self.facts, image_dir_name), self.config.image_size
         paths, refused = image_paths(image_dir, ids, self.facts.image_suffix)
-        pixels = recorded_pixels(self.workspace, self.run, self.config, paths, times, lambda: None)
+        pixels = self.cached
+        if not pixels.holds(paths):
+            pixels = recorded_pixels(self.workspace, self.run, self.config, paths, times, lambda: None)
         transform = eval_transform(size, self.config.center_crop)
         return Images(paths, np.zeros((len(paths), 0)), transform, size, read=pixels.reader(paths)), refused
 

@@ -196,7 +196,7 @@ def train_fold(
     )
     pixels = open_pixels(workspace, config, all_paths(rows), config.epochs, stop.check, run)
     train_batches, valid_batches = make_batches(rows, facts.task, config, number, device, pixels, stop.check)
-    model, card = make_network(rows, targets.names, facts.task, config, number, device)
+    model, card = make_network(rows, targets.names, facts.task, config, number, device, pixels)
     teachers = load_teachers(workspace, config.distill_from, number, folds.stamp)
     order: EpochOrder = train_batches.batch_sampler
     num_steps = order.steps_before(config.epochs)

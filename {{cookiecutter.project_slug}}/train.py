@@ -38,6 +38,7 @@ from kfold.data.targets import Targets
 from kfold.errors import UserError, run_stage
 from kfold.files import locked
 from kfold.finish import predict_file, write_log, write_results, write_skipped, write_snapshot, write_weights
+from kfold.folds_at_once import read_wish
 from kfold.forecast import PREPARED, TimeForecast, bytes_needed, refuse_full_disk
 from kfold.intervals import score_folds
 from kfold.ledger import read_ledger, record_run
@@ -125,9 +126,7 @@ def main(
             trained = True
     if numbers == [artifacts.ALL_DATA]:
         print(f"next: python predict.py --run {run}")
-    elif (
-        not is_part and not artifacts.is_ablation(run) and workspace.trained_folds(run) == list(range(folds.num_folds))
-    ):
+    elif not (is_part or artifacts.is_ablation(run)) and workspace.trained_folds(run) == list(range(folds.num_folds)):
         summarize(workspace, run, config, folds, targets, metric, trained)
     stop.check()  # a signal may have come with the last fold: later stages should not start
 
@@ -135,8 +134,10 @@ def main(
 def refuse_odd_request(
     run: str, overwrite: bool, resume_from: Path | None, rehearsal: str, fold: str, parallel: str
 ) -> None:
-    if parallel and (rehearsal or fold != "all"):
-        raise UserError("--parallel trains several folds: it goes with --fold all")
+    if parallel:
+        read_wish(parallel)
+        if rehearsal or fold != "all":
+            raise UserError("--parallel trains several folds: it goes with --fold all")
     if overwrite and resume_from is not None:
         raise UserError("--overwrite starts anew and --resume-from takes over earlier work: leave out one of them")
     if rehearsal and (overwrite or resume_from is not None):

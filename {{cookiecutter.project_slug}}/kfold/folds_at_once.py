@@ -8,7 +8,10 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from kfold.errors import UserError
+from kfold.training.precision import choose_device
 
 CORES_A_FOLD = 2  # one launches kernels, one gets batches ready
 MARGIN = 1.5  # of a fold's memory: a batch that found no room would be split, which changes the fold's bytes
@@ -65,10 +68,6 @@ def folds_beside(one: OneFold, num_folds: int, cores: int) -> tuple[int, str]:
 
 
 def this_machine(cores: int, environment: Mapping[str, str] = os.environ) -> Machine:
-    import torch  # here: what is decided above needs none
-
-    from kfold.training.precision import choose_device
-
     device = choose_device().type
     count = torch.cuda.device_count() if device == "cuda" else 0
     named = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]

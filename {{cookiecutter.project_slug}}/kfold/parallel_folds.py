@@ -120,10 +120,9 @@ def train_at_once(
 
     wish: auto, or a number. Raises UserError that names the folds which failed, or Interrupted.
     """
-    num_wished = read_wish(wish)
     if not numbers:
         return False
-    plan = make_plan(num_wished, len(numbers), this_machine(num_cores()))
+    plan = make_plan(read_wish(wish), len(numbers), this_machine(num_cores()))
     if plan.num_at_once == 1:
         return False
     train_side_by_side(numbers, command_of, log_path_of, plan, stop)
@@ -162,7 +161,7 @@ def train_side_by_side(
                         running.remove(child)
                         ended.append(child)
                         tell_end(child)
-                if len(running) == 1:
+                if waiting and len(running) == 1:
                     plan.measure(running[0])
     finally:
         end_all(running)

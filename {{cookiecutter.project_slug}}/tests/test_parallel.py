@@ -63,6 +63,9 @@ def test_another_wish_is_refused_in_one_line(wish):
 
 def test_parallel_goes_with_all_folds_alone(tmp_path):
     root = prepare(tmp_path, "multiclass", 48, 6)
+    with pytest.raises(UserError, match="--parallel two: write a number"):
+        train.main(parallel="two", overwrite=True, root=root)
+    assert not (root / "runs").exists()  # nothing is thrown away for it
     for words in ({"fold": "0"}, {"fold": "all-data"}, {"rehearsal": "profile"}):
         with pytest.raises(UserError, match="it goes with --fold all"):
             train.main(parallel="2", root=root, **words)
@@ -280,6 +283,17 @@ def test_side_by_side_stopped_and_gone_on_with_each_fold_has_the_bytes_that_it_h
     told += capsys.readouterr().out
     assert fingerprint(root, "baseline", 1) == alone[1]
     assert told.count(", out of fold, ") == 1
+
+
+def test_a_fold_that_is_trained_beside_others_leaves_the_summary_to_their_parent(tmp_path, capsys):
+    root = prepare(tmp_path, "multiclass", 48, 6, epochs=1, batch_size=8)
+    for number in ("0", "1", "2"):
+        train.main(fold=number, root=root, is_part=True)
+    assert "out of fold" not in capsys.readouterr().out
+    assert not (root / "runs" / "ledger.csv").exists()
+    train.main(root=root, parallel="2")
+    assert capsys.readouterr().out.count(", out of fold, ") == 1
+    assert (root / "runs" / "ledger.csv").exists()
 
 
 def test_a_fold_that_goes_on_with_other_threads_says_that_its_bytes_are_others(tmp_path, one_thread, capsys):

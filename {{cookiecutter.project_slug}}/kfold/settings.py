@@ -4,7 +4,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -86,7 +86,19 @@ def hint_for_key(kind: type[Settings], key: str) -> str:
         if other.home and key in other.model_fields:
             return f"it belongs to {other.home}"
     near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"known keys: {', '.join(kind.model_fields)}"
+    surely = difflib.get_close_matches(key, near, cutoff=0.8)
+    choices = [f"{other}={key}" for other, field in kind.model_fields.items() if key in allowed_words(field.annotation)]
+    parts = [other for other in kind.model_fields if key in other.split("_")]
+    if guesses := surely or choices + parts or near:
+        return f"did you mean {' or '.join(guesses)}?"
+    return f"known keys: {', '.join(kind.model_fields)}"
+
+
+def allowed_words(annotation: Any) -> set[str]:
+    """The values that a key may have, where they are named, alone or in a list: `Literal["a", "b"]` -> {"a", "b"}."""
+    if get_origin(annotation) is Literal:
+        return {value for value in get_args(annotation) if isinstance(value, str)}
+    return set().union(*(allowed_words(part) for part in get_args(annotation)))
 
 
 def hint_for_value(kind: type[Settings], problem: Any) -> str:
@@ -101,6 +113,8 @@ def hint_for_value(kind: type[Settings], problem: Any) -> str:
     ):
         return f": to have none, leave {key} out, or write {key}=[]"
     if problem["type"] == "literal_error" and isinstance(value, str):
+        if "," in value and isinstance(kind.model_fields[key].default, tuple):
+            return f": write several as {key}=[{','.join(part.strip() for part in value.split(','))}]"
         allowed = re.findall("'([^']*)'", problem["ctx"]["expected"])
         near = difflib.get_close_matches(value.lower()[:100], allowed, n=1)
         return f": did you mean {near[0]}?" if near else ""

@@ -24,6 +24,7 @@ from kfold.setup.batches import make_augmentation, make_size_of
 from kfold.setup.network import make_architecture, make_model
 from kfold.setup.objective import make_loss_terms, make_margin, make_mixer, make_objective
 from kfold.setup.rows import TrainingRows
+from kfold.setup.start import make_network
 from kfold.setup.training import make_optimizer_of, make_recipe
 from kfold.training.loop import fit
 from kfold.training.losses import choose_loss
@@ -277,3 +278,32 @@ def test_presets_turn_and_crop_as_the_recipes_say(preset, degrees, smallest):
     affine = next(part for part in transforms if type(part).__name__ == "Affine")
     assert tuple(affine.rotate) == (-degrees, degrees)
     assert tuple(transforms[0].scale) == (smallest, 1.0)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_a_model_begins_from_the_real_rows_and_not_from_pseudo_labelled_ones(task, tmp_path):
+    names = ("a", "b", "c")[: 1 if task == "regression" else 3]
+    values = np.array([[1.0], [2.0], [90.0]]) if task == "regression" else np.eye(3)[[0, 1, 2]]
+    paths = [tmp_path / f"{shade}.png" for shade in (0, 100, 255)]
+    for path, shade in zip(paths, (0, 100, 255), strict=True):
+        cv2.imwrite(str(path), np.full((32, 32, 3), shade, np.uint8))
+
+    def begin(num_real: int, chosen: list[int]) -> tuple[dict[str, torch.Tensor], tuple[object, ...]]:
+        targets = values[chosen].astype(np.float32)
+        images = np.array([paths[row] for row in chosen], object)
+        rows = TrainingRows(NONE, images, targets, np.ones_like(targets), num_real, NONE, NONE, NONE)
+        config = Config(
+            backbone="test_resnet",
+            pretrained=False,
+            image_size=32,
+            input_statistics="dataset",
+            prior_bias=task == "multiclass",
+        )
+        model, card = make_network(rows, names, task, config, 0, CPU)
+        return model.state_dict(), (card.mean, card.std, card.offset, card.scale)
+
+    plain_weights, plain_card = begin(2, [0, 1])
+    pseudo_weights, pseudo_card = begin(2, [0, 1, 2, 2, 2])
+    assert pseudo_card == plain_card
+    assert all(torch.equal(pseudo_weights[name], plain_weights[name]) for name in plain_weights)
+    assert begin(5, [0, 1, 2, 2, 2])[1] != plain_card  # the row would be seen

@@ -20,7 +20,7 @@ import make_folds
 import predict
 import train
 from kfold import ablation, artifacts
-from kfold.ablation import effect_of, holm, resampled_scores
+from kfold.ablation import effect_of, holm, resampled_scores, variance_of_mean
 from kfold.ablation_plan import parse_seeds, plan_variants
 from kfold.artifacts import Workspace
 from kfold.config import load_competition
@@ -91,6 +91,18 @@ def test_noise_of_trainings_alone_gives_students_interval_and_noise_of_rows_alon
     assert (effect.low, effect.high) == pytest.approx(expected)
     effect = effect_of(np.repeat(of_rows[None], 4, axis=0), np.zeros((4, 201)), True)
     assert effect.high - effect.gain == pytest.approx(1.96 * of_rows[1:].std(ddof=1), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("of_seeds", "resampled", "expected"),
+    [
+        ([1.0, 3.0], [[0.0, 3.0, 6.0], [0.0, 3.0, 6.0]], (1 + 9, 10**2 / 1**2)),  # s^2 = 2, c = 9
+        ([1.0, 2.0, 3.0], [[0.0, 3.0, 6.0]] * 3, (1 / 3 + 9, (28 / 3) ** 2 / ((1 / 3) ** 2 / 2))),
+        ([2.0, 2.0], [[1.0, 1.0, -1.0, -1.0], [1.0, -1.0, 1.0, -1.0]], (2 / 3, 1e9)),  # s^2 = c = 0, R = 2/3
+    ],
+)
+def test_the_variance_of_a_mean_is_that_of_the_formula(of_seeds, resampled, expected):
+    assert variance_of_mean(np.array(of_seeds), np.array(resampled)) == pytest.approx(expected)
 
 
 def test_a_gain_is_found_the_more_seeds_the_surer():
@@ -245,6 +257,22 @@ def test_names_of_trainings_follow_settings_and_folds_alone(settings):
     assert not artifacts.is_ablation("ablation-of-mine-seed1")
     (_, moved), (moved_baseline, _) = plan(settings, ["lr=0.01"]), plan(settings, ["lr=0.02"], ["lr=0.01"])
     assert moved.run(2) == moved_baseline.run(2)  # a switch once, a baseline now: trained once
+
+
+def test_a_training_has_another_name_once_its_weights_file_or_teacher_is_another(settings, tmp_path):
+    weights, teacher = tmp_path / "weights.safetensors", Workspace(settings).fold_dir("teacher", 0)
+    teacher.mkdir(parents=True)
+    pretrained, distilled = f"pretrained=true pretrained_path={weights}", "distill_from=teacher"
+    cleaned = "clean_labels=0.1 clean_labels_from=teacher"
+
+    def runs(content: str, weights_sha256: str) -> np.ndarray:
+        weights.write_text(content)
+        artifacts.save_manifest(teacher, {"files": {}, "weights_sha256": weights_sha256})
+        return np.array([variant.run(1) for variant in plan(settings, [pretrained, distilled, cleaned])])
+
+    first = runs("a", "1")
+    assert (runs("b", "1") == first).tolist() == [True, False, True, True]
+    assert (runs("a", "2") == first).tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize("text", ["1", "0", "two", "", "3..3", "5..4", "1..500"])

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from kfold.config import Config
 from kfold.data.augment import Augmentation, eval_transform, train_transform
+from kfold.data.cache import FILES
 from kfold.data.loader import Batch, EpochOrder, Images, make_loader
 from kfold.model.build import build_model
 from kfold.model.heads import OrdinalHead
@@ -299,7 +300,7 @@ def test_a_model_begins_from_the_real_rows_and_not_from_pseudo_labelled_ones(tas
             input_statistics="dataset",
             prior_bias=task == "multiclass",
         )
-        model, card = make_network(rows, names, task, config, 0, CPU)
+        model, card = make_network(rows, names, task, config, 0, CPU, FILES)
         return model.state_dict(), (card.mean, card.std, card.offset, card.scale)
 
     plain_weights, plain_card = begin(2, [0, 1])

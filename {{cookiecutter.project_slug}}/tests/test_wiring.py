@@ -308,3 +308,15 @@ def test_a_model_begins_from_the_real_rows_and_not_from_pseudo_labelled_ones(tas
     assert pseudo_card == plain_card
     assert all(torch.equal(pseudo_weights[name], plain_weights[name]) for name in plain_weights)
     assert begin(5, [0, 1, 2, 2, 2])[1] != plain_card  # the row would be seen
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_images_are_normalised_channel_by_channel_and_stay_as_they_are(kind):
+    images = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8, generator=torch.manual_seed(0)).to(kind)
+    before, mean, std = images.clone(), (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+    found = normalize(images, mean, std)
+    assert found.shape == (2, 3, 5, 7)
+    assert torch.equal(images, before)
+    for channel in range(3):
+        wanted = (before[..., channel] / 255 - mean[channel]) / std[channel]
+        torch.testing.assert_close(found[:, channel], wanted, rtol=1e-4, atol=1e-4)

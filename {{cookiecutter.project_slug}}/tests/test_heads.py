@@ -124,7 +124,7 @@ def test_an_ordinal_head_learns_the_order():
 # Neck, dropout
 
 
-def make_network(neck="none", drop_rate=0.0, num_masks=0):
+def make_network(neck="none", drop_rate=0.0, num_masks=1):
     head = make_head("linear", 8, 3)
     return Network(torch.nn.Identity(), head, drop_rate, None, make_neck(neck, 8), num_masks)
 

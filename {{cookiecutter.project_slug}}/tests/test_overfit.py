@@ -183,4 +183,5 @@ def test_every_label_right_is_told_from_one_that_is_wrong():
     assert not is_all_right(one_hot(0, 1, 1), one_hot(0, 1, 2), "multiclass")
     assert is_all_right(torch.tensor([[-1.0, 2.0]]), torch.tensor([[0.0, 1.0]]), "multilabel")
     assert not is_all_right(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]]), "multilabel")
-    assert not is_all_right(torch.zeros(1, 1), torch.zeros(1, 1), "regression")
+    assert is_all_right(torch.tensor([[0.05], [1.0]]), torch.tensor([[0.0], [1.1]]), "regression")
+    assert not is_all_right(torch.tensor([[0.0], [0.8]]), torch.tensor([[0.0], [1.0]]), "regression")

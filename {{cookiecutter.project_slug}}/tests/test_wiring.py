@@ -15,6 +15,7 @@ from torch.nn.utils import parameters_to_vector
 
 from kfold.config import Config
 from kfold.data.augment import Augmentation, eval_transform, train_transform
+from kfold.data.cache import FILES
 from kfold.data.loader import Batch, EpochOrder, Images, make_loader
 from kfold.model.build import build_model
 from kfold.model.heads import OrdinalHead
@@ -335,7 +336,7 @@ def test_a_model_begins_from_the_real_rows_and_not_from_pseudo_labelled_ones(tas
             input_statistics="dataset",
             prior_bias=task == "multiclass",
         )
-        model, card = make_network(rows, names, task, config, 0, CPU)
+        model, card = make_network(rows, names, task, config, 0, CPU, FILES)
         return model.state_dict(), (card.mean, card.std, card.offset, card.scale)
 
     plain_weights, plain_card = begin(2, [0, 1])
@@ -343,3 +344,15 @@ def test_a_model_begins_from_the_real_rows_and_not_from_pseudo_labelled_ones(tas
     assert pseudo_card == plain_card
     assert all(torch.equal(pseudo_weights[name], plain_weights[name]) for name in plain_weights)
     assert begin(5, [0, 1, 2, 2, 2])[1] != plain_card  # the row would be seen
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_images_are_normalised_channel_by_channel_and_stay_as_they_are(kind):
+    images = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8, generator=torch.manual_seed(0)).to(kind)
+    before, mean, std = images.clone(), (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+    found = normalize(images, mean, std)
+    assert found.shape == (2, 3, 5, 7)
+    assert torch.equal(images, before)
+    for channel in range(3):
+        wanted = (before[..., channel] / 255 - mean[channel]) / std[channel]
+        torch.testing.assert_close(found[:, channel], wanted, rtol=1e-4, atol=1e-4)

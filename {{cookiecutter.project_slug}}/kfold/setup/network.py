@@ -120,8 +120,7 @@ def make_card(
 
 
 def with_input(card: ModelCard, config: Config, paths: Sequence[Path], pixels: Pixels) -> ModelCard:
-    """The card with what is done to an image before the model sees it; paths: the fold's real training images."""
-    card = replace(card, center_crop=config.center_crop)
+    """The card with the statistics that images are normalised by; paths: the fold's real training images."""
     if config.input_statistics == "backbone":
         return card
     mean, std = dataset_statistics(paths, config.image_size, config.center_crop, "input statistics", pixels)

@@ -1,19 +1,15 @@
-"""Five folds x four views over photos: the usual notebook loop, our one pass in each way, and the forward passes alone.
+"""Five folds x all views over photos: the usual notebook loop, our one pass in each way, and the forward passes alone.
 
-Command  python benchmarks/inference.py       or --backbone efficientnet_b0 --images 128 --rounds 1
-Writes   nothing, or with --json a file: the table goes to stdout
+Command  python benchmarks/inference.py       or --backbone efficientnet_b0 --count 64 --rounds 1 --views flips
 
-One process. A round runs every way once, one after the other; a way's figures are medians over rounds, so that a slow
-moment of the machine falls on all. The photos, 500 x 375 JPEGs, are drawn from noise of several sizes, so that they
-decode like photos. What is done once (conversion, compilation, folding) stands in a column of its own.
+One process. A round runs every way once, one after the other, so that a slow moment of the machine falls on all. The
+plain code reads and normalises every photograph anew for each view of each fold, in PyTorch's loader, and computes in
+float32; the limit of a way is as many forward passes as it takes, on one batch that lies on the device. What is done
+once (conversion, compilation, folding) is among the facts.
 """
 
 import argparse
-import json
-import os
-import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,11 +18,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from machine import device_name, load
+from machine import device_name, load, num_workers
+from photos import write_photos
+from project import BUILD, PACKAGE
+from rows import hand_over, make_row
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-sys.path.insert(0, str(next(Path(__file__).resolve().parents[1].glob("*/kfold")).parent))
+sys.path.insert(0, str(PACKAGE))
 
 from kfold.data.augment import eval_transform
 from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
@@ -40,54 +39,69 @@ from kfold.model.build import build_model
 from kfold.model.weights import ModelCard, normalize
 from kfold.training.precision import choose_device
 
-NUM_FOLDS, NUM_CLASSES, VIEW, TOLERANCE = 5, 10, "flips", 0.01
+NUM_FOLDS, NUM_CLASSES, TOLERANCE = 5, 10, 0.01
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def main(backbone: str, size: int, batch_size: int, num_images: int, rounds: int, workers: int, out: str) -> None:
-    device = choose_device()
-    views = make_views(VIEW, size)
+def main(
+    backbone: str, size: int, batch_size: int, width: int, height: int, count: int, view: str, rounds: int, workers: int
+) -> list[dict]:
+    """A row for each way to predict, with the plain code for a peer."""
+    device, views = choose_device(), make_views(view, size)
+    title = f"{NUM_FOLDS} folds x {len(views)} views, {width}x{height} to {size} px, {backbone}"
     print(
-        f"{backbone}, {num_images} photos of 500 x 375 at {size} px, {NUM_FOLDS} folds x {len(views)} views, "
-        f"batches of {batch_size}, {workers} loader processes, {device_name(device)}, torch {torch.__version__}, "
-        f"{load()}\n"
+        f"{title}, {count} photos, batches of {batch_size}, {workers} loader processes, {device_name(device)}, "
+        f"torch {torch.__version__}, {load()}\n"
     )
     card = ModelCard(
         backbone, size, "multiclass", tuple("abcdefghij"), MEAN, STD, (0.0,) * NUM_CLASSES, (1.0,) * NUM_CLASSES
     )
     models = [make_model(backbone, size, fold) for fold in range(NUM_FOLDS)]
-    with tempfile.TemporaryDirectory() as folder:
-        paths = draw_photos(Path(folder), num_images)
-        read = partial(batches_of, paths, size, batch_size, workers, device)
-        probe = normalize(next(read()).images, MEAN, STD)
-        ways = {"the usual notebook loop, float32": (0.0, partial(notebook, models, paths, size, batch_size, workers))}
-        limits = {}
-        for name, inference in ways_to_try(models, card, batch_size, probe, num_images * NUM_FOLDS * len(views)):
-            started = time.perf_counter()
-            try:
-                ready = [make_ready(model, card, inference, device, batch_size, probe) for model in models]
-                passes_alone(ready, probe, inference, 1, device)  # conversions and compilations are made here
-            except UserError as error:
-                print(f"{name}: left out: {error}")
-                continue
-            prepared = time.perf_counter() - started
-            where = device_of(inference.engine, device)
-            ways[name] = prepared, partial(one_pass, ready, read, num_images, size, where)
-            num_passes = len(views) * -(-num_images // batch_size)
-            limits[name] = partial(passes_alone, ready, probe, inference, num_passes, device)
-        report(ways, limits, num_images, rounds, out)
+    folder = BUILD / f"photos{width}-{count}"
+    paths = [folder / name for name in write_photos(folder, count, width, height)["file"]]
+    read = partial(batches_of, paths, size, batch_size, workers, device)
+    probe = normalize(next(read()).images, MEAN, STD)
+    ways, limits, prepared = {}, {}, {}
+    for name, inference in ways_to_try(models, card, batch_size, probe, count * NUM_FOLDS * len(views)):
+        started = time.perf_counter()
+        try:
+            ready = [make_ready(model, card, inference, device, batch_size, probe) for model in models]
+            passes_alone(ready, probe, inference, 1, device)  # conversions and compilations are made here
+        except UserError as error:
+            print(f"{name}: left out: {error}")
+            continue
+        prepared[name] = time.perf_counter() - started
+        ways[name] = partial(one_pass, ready, read, count, view, views, device_of(inference.engine, device))
+        limits[name] = partial(passes_alone, ready, probe, inference, len(views) * -(-count // batch_size), device)
+    usual = partial(notebook, models, paths, views, size, batch_size, workers)
+    speeds = time_rounds({"plain code": usual, **ways}, limits, count, rounds)
+    return [
+        make_row(
+            "3 inference", f"{title}, ours {name}", "images/s",
+            {"ours": speeds[name], "plain code": speeds["plain code"]}, speeds[f"limit of {name}"],
+            seconds_to_prepare=prepared[name], images=count, workers=workers,
+        )
+        for name in ways
+    ]  # fmt: skip
 
 
 # The ways
 
 
-def notebook(models: Sequence[nn.Module], paths: Sequence[Path], size: int, batch_size: int, workers: int) -> None:
+def notebook(
+    models: Sequence[nn.Module],
+    paths: Sequence[Path],
+    views: Sequence[Callable],
+    size: int,
+    batch_size: int,
+    workers: int,
+) -> None:
     """For each fold, for each view: all images are read, normalised by the loader's processes, and predicted."""
     device = choose_device()
     for model in models:
         model.to(device)
         total = 0
-        for view in make_views(VIEW, size):
+        for view in views:
             loader = DataLoader(Photos(paths, size), batch_size, num_workers=workers)
             with torch.no_grad():
                 found = [model(view(images.to(device))).softmax(1).cpu() for images in loader]
@@ -112,7 +126,7 @@ def ways_to_try(
 ) -> Iterator[tuple[str, Inference]]:
     """The plain way, what a trial takes, and the engines."""
     device = choose_device()
-    yield "ours, plain float32", Inference()
+    yield "in plain float32", Inference()
 
     def run_of(inference: Inference, place: int) -> Callable[[], torch.Tensor]:
         ready = make_ready(models[place], card, inference, device, batch_size, probe)
@@ -135,15 +149,21 @@ def ways_to_try(
     chosen, tried = choose_inference([Inference(), *candidates("torch", device, "auto")], race)
     print(*describe(tried, chosen, len(probe), "probability"), sep="\n")
     print(f"the trial took {time.perf_counter() - started:.1f} s\n")
-    yield f"ours, auto: {chosen}", chosen
+    yield f"as chosen: {chosen}", chosen
     for engine in ENGINES[1:]:
         for inference in candidates(engine, device, "auto"):
-            yield f"ours, {inference}", inference
+            yield f"by {inference}", inference
 
 
-def one_pass(ready: Sequence[Ready], read: Callable, num_images: int, size: int, device: torch.device) -> None:
-    views = make_views(VIEW, size)
-    look_at_all([Look(model, VIEW, views) for model in ready], read(), num_images, device)
+def one_pass(
+    ready: Sequence[Ready],
+    read: Callable,
+    num_images: int,
+    view: str,
+    views: Sequence[Callable],
+    device: torch.device,
+) -> None:
+    look_at_all([Look(model, view, views) for model in ready], read(), num_images, device)
 
 
 @torch.inference_mode()
@@ -169,53 +189,26 @@ def make_model(backbone: str, size: int, fold: int) -> nn.Module:
     return model
 
 
-def draw_photos(folder: Path, count: int) -> list[Path]:
-    generator, paths = np.random.default_rng(0), []
-    for number in range(count):
-        image = np.full((375, 500, 3), 128.0)
-        for cells in (4, 16, 64, 250):
-            noise = generator.normal(0, 30, (cells * 3 // 4, cells, 3))
-            image += cv2.resize(noise, (500, 375), interpolation=cv2.INTER_CUBIC)
-        paths.append(folder / f"{number}.jpg")
-        cv2.imwrite(str(paths[-1]), image.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 92])
-    return paths
-
-
 def batches_of(paths: Sequence[Path], size: int, batch_size: int, workers: int, device: torch.device) -> Iterator:
     images = Images(paths, np.zeros((len(paths), 0)), eval_transform(size), size)
     return read_batches(make_loader(images, EpochOrder(len(paths), batch_size, False), workers, device))
 
 
-# What is printed
+# Times
 
 
-def report(ways: dict, limits: dict, num_images: int, rounds: int, out: str) -> None:
-    seconds: dict[str, list[float]] = {name: [] for name in (*ways, *(f"limit of {name}" for name in limits))}
+def time_rounds(
+    ways: dict[str, Callable], limits: dict[str, Callable], num_images: int, rounds: int
+) -> dict[str, list[float]]:
+    """Images a second of each way, and of its limit, in each round."""
+    speeds: dict[str, list[float]] = {name: [] for name in (*ways, *(f"limit of {name}" for name in limits))}
     for _ in range(rounds):
-        for name, run in ((name, run) for name, (_, run) in ways.items()):
-            seconds[name].append(timed(run))
+        for name, run in ways.items():
+            speeds[name].append(num_images / timed(run))
+            print(f"  {name}: {speeds[name][-1]:.1f} images/s", flush=True)
             if name in limits:
-                seconds[f"limit of {name}"].append(timed(limits[name]))
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    first = next(iter(ways))
-    print("| way | images/s | usual / it | share of its forward passes alone | made once, s |\n|---|---|---|---|---|")
-    rows = []
-    for name, (prepared, _) in ways.items():
-        limit = medians.get(f"limit of {name}")
-        row = {
-            "way": name,
-            "images_per_second": num_images / medians[name],
-            "ratio": medians[first] / medians[name],
-            "of_limit": limit / medians[name] if limit else None,
-            "prepared_seconds": prepared,
-            "seconds": seconds[name],
-        }
-        rows.append(row)
-        share = f"{row['of_limit']:.2f}" if limit else ""
-        print(f"| {name} | {row['images_per_second']:.1f} | {row['ratio']:.2f} | {share} | {prepared:.1f} |")
-    print(f"\n{rounds} rounds; at the end: {load()}")
-    if out:
-        Path(out).write_text(json.dumps({"rows": rows, "torch": torch.__version__, "load": os.getloadavg()}, indent=1))
+                speeds[f"limit of {name}"].append(num_images / timed(limits[name]))
+    return speeds
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -229,9 +222,16 @@ if __name__ == "__main__":
     parser.add_argument("--backbone", default="resnet18", help="default: resnet18")
     parser.add_argument("--size", type=int, default=128, help="pixels (default: 128)")
     parser.add_argument("--batch", type=int, default=64, help="images (default: 64)")
-    parser.add_argument("--images", type=int, default=256, help="photos (default: 256)")
+    parser.add_argument("--width", type=int, default=500, help="pixels of the photographs (default: 500)")
+    parser.add_argument("--height", type=int, default=375, help="default: 375")
+    parser.add_argument("--count", type=int, default=128, help="photographs (default: 128)")
+    parser.add_argument("--views", default="d4", help="default: d4")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes (default: 2)")
-    parser.add_argument("--json", default="", help="a file for the figures")
+    parser.add_argument("--workers", type=int, default=num_workers(), help="loader processes (default: one a core)")
+    parser.add_argument("--json", default="", help="a file for the rows")
     given = parser.parse_args()
-    main(given.backbone, given.size, given.batch, given.images, given.rounds, given.workers, given.json)
+    rows = main(
+        given.backbone, given.size, given.batch, given.width, given.height, given.count, given.views, given.rounds,
+        given.workers,
+    )  # fmt: skip
+    hand_over(rows, given.json)

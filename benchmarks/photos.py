@@ -8,6 +8,7 @@ quality 90, as cameras do; its class is the hue of the coarse ones.
 """
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -24,11 +25,17 @@ def write_photos(folder: Path, count: int, width: int, height: int) -> pd.DataFr
     folder.mkdir(parents=True, exist_ok=True)
     labels = [number % NUM_CLASSES for number in range(count)]
     files = [f"{number:06d}.jpg" for number in range(count)]
-    for number in tqdm(range(count), "photographs", disable=None, leave=False):
+
+    def write(number: int) -> None:
         path = folder / files[number]
         if not path.exists():
             photo = make_photo(np.random.default_rng(number), labels[number], width, height)
-            path.write_bytes(cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes())
+            beside = path.with_suffix(".tmp")  # an interruption leaves no half of a photograph
+            beside.write_bytes(cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes())
+            beside.replace(path)
+
+    with ThreadPoolExecutor() as pool:  # drawing and OpenCV let go of Python's lock
+        list(tqdm(pool.map(write, range(count)), "photographs", count, disable=None, leave=False))
     table = pd.DataFrame({"file": files, "label": labels})
     table.to_csv(folder / "labels.csv", index=False)
     return table

@@ -1,11 +1,9 @@
-"""Seconds of the second level beside plain code and scikit-learn, on synthetic runs, as Markdown tables.
+"""Seconds of the second level beside plain code and scikit-learn, on synthetic runs.
 
-Command  python benchmarks/second_level.py            or --rows 5000 for a quick look
-Writes   nothing: the tables go to stdout, and from there into benchmarks/README.md
+Command  python benchmarks/second_level.py            or --rows 5000 --rounds 1 for a quick look
 
 The runs are softmax of true signal + noise that all share + noise of their own, each sharpened or softened by a factor
-of its own, as networks are. Both sides of a table run in one process, one after the other, each once, after a warm-up
-on few rows.
+of its own, as networks are. One process: a round runs every way once, one after the other, after a warm-up on few rows.
 """
 
 import argparse
@@ -13,15 +11,17 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+from machine import load
+from project import PACKAGE
+from rows import hand_over, make_row
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import HistGradientBoostingClassifier, StackingClassifier
 from sklearn.linear_model import LogisticRegression
 
-sys.path.insert(0, str(next(Path(__file__).resolve().parents[1].glob("*/kfold")).parent))
+sys.path.insert(0, str(PACKAGE))
 
 from kfold.ensemble.blend import MOST_STEPS, hill_climb
 from kfold.ensemble.nested import METHODS, nested_predictions
@@ -33,28 +33,47 @@ LOG_LOSS, ACCURACY = (resolve_metric(name, "multiclass") for name in ("log_loss"
 WARM_UP_ROWS = 500
 
 
-def main(num_rows: int) -> None:
+def main(num_rows: int, rounds: int) -> list[dict]:
+    """Rows of hill climbing beside a plain loop, and of each method of METHODS beside its like in scikit-learn."""
     print(f"{num_rows:,} rows, {NUM_CLASSES} classes, float32; {os.cpu_count()} CPU cores; {load()}")
-    print("\n| hill climbing over 40 runs | steps | ours, s | plain loop, s | plain / ours |\n|---|---|---|---|---|")
-    for metric in (ACCURACY, LOG_LOSS):
-        climb_line(*make_runs(40, WARM_UP_ROWS), metric)
-        print(climb_line(*make_runs(40, num_rows), metric), flush=True)
+    return [*climb_rows(num_rows, rounds), *nested_rows(num_rows, rounds)]
 
-    peers = " | ".join(f"{peer} / it" for peer in SCIKIT_LEARN)
-    print(f"\n| nested stack of 5 runs, {NUM_FOLDS} fits | s | {peers} | nested log loss | accuracy |")
-    print("|---|---|---|---|---|---|")
-    ways = {f"scikit-learn {name}": way for name, way in SCIKIT_LEARN.items()}
-    ways |= {f"ours: {name}": our_method(name) for name in METHODS}
+
+def climb_rows(num_rows: int, rounds: int) -> list[dict]:
+    found = []
+    for metric in (ACCURACY, LOG_LOSS):
+        climb(*make_runs(40, WARM_UP_ROWS), metric)
+        runs, targets = make_runs(40, num_rows)
+        pairs = [climb(runs, targets, metric) for _ in range(rounds)]
+        seconds = {"ours": [pair[0] for pair in pairs], "plain code": [pair[1] for pair in pairs]}
+        found.append(
+            make_row("5 hill climbing", f"40 runs, {num_rows:,} rows, 10 classes, {metric.name}", "s", seconds)
+        )
+        print(f"  {found[-1]['what']}: {seconds}", flush=True)
+    return found
+
+
+def nested_rows(num_rows: int, rounds: int) -> list[dict]:
+    ways = {**SCIKIT_LEARN, **{name: our_method(name) for name in METHODS}}
     rows, targets = make_runs(5, num_rows)
-    print_single(rows, targets)
-    seconds = {}
-    for name, way in ways.items():
+    seconds, scores = {name: [] for name in ways}, {}
+    for way in ways.values():
         way(*make_runs(5, WARM_UP_ROWS))
-        predictions, seconds[name] = timed(lambda way=way: way(rows, targets))
-        by_peer = [seconds.get(f"scikit-learn {peer}", float("nan")) / seconds[name] for peer in SCIKIT_LEARN]
-        ratios = " | ".join("" if np.isnan(ratio) else f"{float(f'{ratio:.2g}'):,g}" for ratio in by_peer)
-        print(f"| {name} | {seconds[name]:.3f} | {ratios} | {scores(targets, predictions)} |", flush=True)
-    print(f"\nat the end: {load()}")
+    for _ in range(rounds):
+        for name, way in ways.items():
+            predictions, taken = timed(lambda way=way: way(rows, targets))
+            seconds[name].append(taken)
+            scores[name] = scores_of(targets, predictions)
+            print(f"  {name}: {taken:.3f} s, {scores[name]}", flush=True)
+    single = scores_of(targets, min(rows.predictions, key=lambda run: LOG_LOSS.function(targets, run)))
+    found = []
+    for name in METHODS:
+        peer = LIKE_OURS.get(name, "StackingClassifier")
+        what = f"{name} of 5 runs, {NUM_FOLDS} fits, {num_rows:,} rows, beside {peer}"
+        facts = {"ours": scores[name], "scikit-learn": scores[peer], "best single run": single}
+        sides = {"ours": seconds[name], "scikit-learn": seconds[peer]}
+        found.append(make_row("5 nested stack", what, "s", sides, scores=facts))
+    return found
 
 
 def make_runs(num_runs: int, num_rows: int) -> tuple[Rows, np.ndarray]:
@@ -75,34 +94,30 @@ def timed(work: Callable[[], object]) -> tuple[object, float]:
     return result, time.perf_counter() - started
 
 
-def load() -> str:
-    return f"load of the machine {os.getloadavg()[0]:.1f} (mean of the last minute, this process included)"
-
-
 # Hill climbing
 
 
-def climb_line(rows: Rows, targets: np.ndarray, metric: Metric) -> str:
-    """A line of the table; stops where the two do not find the same weights."""
+def climb(rows: Rows, targets: np.ndarray, metric: Metric) -> tuple[float, float]:
+    """Seconds of ours and of the plain loop; stops where the two do not find the same weights."""
     fitted, ours = timed(lambda: hill_climb(rows, targets, "multiclass", metric))
-    (counts, num_steps), plain = timed(lambda: plain_hill_climb(rows.predictions, targets, metric))
+    counts, plain = timed(lambda: plain_hill_climb(rows.predictions, targets, metric))
     np.testing.assert_allclose(fitted.model, counts / counts.sum())
-    return f"| {metric.name} | {num_steps} | {ours:.2f} | {plain:.2f} | {plain / ours:.1f} |"
+    return ours, plain
 
 
-def plain_hill_climb(predictions: np.ndarray, targets: np.ndarray, metric: Metric) -> tuple[np.ndarray, int]:
-    """How often each run is taken, and the steps looked at: the metric is called for every candidate of every step."""
+def plain_hill_climb(predictions: np.ndarray, targets: np.ndarray, metric: Metric) -> np.ndarray:
+    """How often each run is taken: the metric is called for every candidate of every step."""
     counts = np.zeros(len(predictions), np.int64)
     total, best = np.zeros(targets.shape), float("nan")
     for step in range(MOST_STEPS):
         scores = [metric.function(targets, ((total + run) / (step + 1)).astype(np.float32)) for run in predictions]
         pick = int(np.argmax(scores) if metric.greater_is_better else np.argmin(scores))
         if not metric.better(scores[pick], best):
-            return counts, step + 1
+            return counts
         best = scores[pick]
         counts[pick] += 1
         total += predictions[pick]
-    return counts, MOST_STEPS
+    return counts
 
 
 # Nested stacks: each way is (rows, targets) -> predictions (N, C), every fold's by a fit to the other folds
@@ -150,16 +165,17 @@ SCIKIT_LEARN = {
 }
 
 
-def print_single(rows: Rows, targets: np.ndarray) -> None:
-    best = min(rows.predictions, key=lambda run: LOG_LOSS.function(targets, run))
-    print(f"| best single run | | | | {scores(targets, best)} |")
+LIKE_OURS = {"lightgbm": "HistGradientBoostingClassifier"}  # the others: StackingClassifier
 
 
-def scores(targets: np.ndarray, predictions: np.ndarray) -> str:
-    return f"{LOG_LOSS.function(targets, predictions):.4f} | {ACCURACY.function(targets, predictions):.4f}"
+def scores_of(targets: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    return {metric.name: float(metric.function(targets, predictions)) for metric in (LOG_LOSS, ACCURACY)}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=50_000, help="default: 50000")
-    main(parser.parse_args().rows)
+    parser.add_argument("--rounds", type=int, default=1, help="default: 1")
+    parser.add_argument("--json", default="", help="a file for the rows")
+    given = parser.parse_args()
+    hand_over(main(given.rows, given.rounds), given.json)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import device_name, load
+from machine import device_name, load, wait
 
 sys.path.insert(0, str(next(Path(__file__).resolve().parents[1].glob("*/kfold")).parent))
 
@@ -108,11 +108,6 @@ def rows_of(targets: np.ndarray) -> TrainingRows:
     """Real training rows of these targets (N, C), without images."""
     none = np.array([])
     return TrainingRows(none, none, targets, np.ones_like(targets), len(targets), none, none, none)
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

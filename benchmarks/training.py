@@ -1,86 +1,75 @@
 """Images a second of training, end to end from JPEG files: the peers, ours, and the same step without any data work.
 
-Command  python benchmarks/training.py --peers .venv-peers/bin/python        (make bench installs them)
-         --backbones resnet18 efficientnet_b0 --sizes 128 224 --count 2000 --rounds 3
-Returns  rows for benchmarks/bench.py; alone, it prints their table
+Command  python benchmarks/training.py           or --backbone efficientnet_b0 --size 224 --batch 32 --count 160
+Reads    the peers of .venv-peers (make bench installs them)
 
-All read the same files, 500 x 375 pixels, of four folds of five: random crop, flip, brightness; batches of 64, Adam,
-cross entropy, from random weights. Each side is a process of its own, started one after the other, round by round; a
-figure is the median over rounds of a process's epochs after the first. The ratio is ours over theirs in the same round.
+All read the same photographs of 500 x 375 pixels, those of four folds of five: random crop, flip, brightness, Adam,
+cross entropy, from random weights. The peers compute as they do by default, in float32, and again in bfloat16 and
+channels_last, the format that speed=auto most often takes; ours also in float32 without a cache. Sides take turns
+(turns.py); a turn is an epoch, its first one warms up. The limit: as many steps of ours on one batch of noise that lies
+on the device, in the same process and computed the same way, after each epoch. speed=auto chooses as for EPOCHS epochs.
 """
 
 import argparse
-import json
-import statistics
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
-from project import BUILD, TEMPLATE, fold_table, logged_speeds, make_project, run
+from machine import num_workers
+from peers_there import DEFAULT_PYTHON, PLAIN, peer_command, peers_there
+from project import BENCHMARKS, BUILD, make_project, peers_table
+from rows import hand_over, make_row
+from turns import take_turns
 
-PEERS = ("timm", "fastai", "lightning")
-EPOCHS = 3
+EPOCHS = 400  # of ours, that is told to train for long and ended after the rounds
+OURS, PLAIN_OURS, MATCHED = "ours", "ours, speed=plain", ", bfloat16 and channels_last"
 
 
-def measure(backbone: str, size: int, count: int, rounds: int, peers_python: Path) -> list[dict]:
-    """A row for each side: {side, images_per_second, of_rounds, ratio of ours to it}."""
-    photos = BUILD / "photos500"
-    project = make_project(photos, count, 500, 375)
-    table = fold_table(project, photos, fold=0)
-    words = (f"backbone={backbone}", f"image_size={size}")
-    sides: dict[str, Callable[[], float]] = {}
-    for peer in PEERS:
-        for matched in (False, True):
-            name = f"{peer}, bfloat16 and channels_last" if matched else f"{peer}, its defaults"
-            sides[name] = lambda peer=peer, matched=matched: speed_of_peer(
-                peer, peers_python, table, backbone, size, matched
-            )
-    sides["ours, speed=plain"] = lambda: speed_of_ours(project, "plain", *words, "speed=plain", "cache=off")
-    sides["ours"] = lambda: speed_of_ours(project, "auto", *words)
-    sides["limit: ours on one batch that lies on the device"] = lambda: speed_of_limit(project, "auto", *words)
-    speeds = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, of in sides.items():
-            speeds[name].append(of())
-            print(f"  {backbone} at {size}: {name}: {speeds[name][-1]:.1f} images/s", flush=True)
+def main(backbone: str, size: int, batch_size: int, count: int, rounds: int, python: Path) -> list[dict]:
+    """Rows against the peers' defaults, against the peers in bfloat16, and of ours in float32 without a cache."""
+    project = make_project(BUILD / f"photos500-{count}", count, 500, 375)
+    table = peers_table(project, ".jpg")
+    words = ("--table", table, "--backbone", backbone, "--size", size, "--batch", batch_size, "--epochs", 1 + rounds)
+    commands = {
+        OURS: ours_command(project, "auto", backbone, size, batch_size),
+        PLAIN_OURS: ours_command(project, "plain", backbone, size, batch_size, "speed=plain", "cache=off"),
+    }
+    for peer in peers_there(python, "train"):
+        commands[peer] = peer_command(peer, python, "train", *words)
+        commands[peer + MATCHED] = peer_command(peer, python, "train", *words, "--matched")
+    answers, left_out = take_turns(commands, rounds, needed=(OURS, PLAIN_OURS, PLAIN))
+    speeds = {side: [answer["images_per_second"] for answer in turns] for side, turns in answers.items()}
+    limits = {side: [answer["limit"] for answer in answers[side]] for side in (OURS, PLAIN_OURS)}
+    by_default = {side: values for side, values in speeds.items() if not side.endswith(MATCHED)}
+    by_default = {side: values for side, values in by_default.items() if side not in (OURS, PLAIN_OURS)}
+    matched = {side.removesuffix(MATCHED): values for side, values in speeds.items() if side.endswith(MATCHED)}
+    facts = {"left_out": left_out, "images": count * 4 // 5, "workers_of_peers": num_workers()}
+
+    def row(title: str, ours: str, peers: dict[str, list[float]]) -> dict:
+        what = f"{backbone}, {size} px, batches of {batch_size}, {title}"
+        return make_row("2 training", what, "images/s", {"ours": speeds[ours], **peers}, limits[ours], **facts)
+
     return [
-        {
-            "side": name,
-            "images_per_second": statistics.median(values),
-            "of_rounds": values,
-            "ratio": statistics.median(ours / other for ours, other in zip(speeds["ours"], values, strict=True)),
-        }
-        for name, values in speeds.items()
+        row("peers as by default", OURS, by_default),
+        row("peers in bfloat16 and channels_last", OURS, matched),
+        row("ours with speed=plain cache=off", PLAIN_OURS, by_default),
     ]
 
 
-def speed_of_peer(peer: str, python: Path, table: Path, backbone: str, size: int, matched: bool) -> float:
-    words = ["--backbone", backbone, "--size", size, "--epochs", EPOCHS, *(["--matched"] if matched else [])]
-    output = run(TEMPLATE / "benchmarks" / "peers", f"train_{peer}.py", table, *words, python=str(python))
-    return statistics.median(json.loads(output.splitlines()[-1])["images_per_second"])
-
-
-def speed_of_ours(project: Path, name: str, *words: str) -> float:
-    settings = (*words, f"epochs={EPOCHS}", "batch_size=64", "lr=3e-4", "pretrained=false")
-    run(project, "train.py", "--fold", 0, "--name", name, "--overwrite", *settings)
-    return statistics.median(logged_speeds(project, name))
-
-
-def speed_of_limit(project: Path, name: str, *words: str) -> float:
-    """Computed in the way that `speed_of_ours` chose for the run of that name."""
-    folder = TEMPLATE / "benchmarks"
-    output = run(folder, "limit.py", project, name, *words, "batch_size=64", "lr=3e-4")
-    return statistics.median(json.loads(output.splitlines()[-1])["images_per_second"])
+def ours_command(project: Path, run: str, backbone: str, size: int, batch_size: int, *words: str):
+    settings = [f"backbone={backbone}", f"image_size={size}", f"batch_size={batch_size}", f"epochs={EPOCHS}"]
+    settings += ["lr=3e-4", "pretrained=false", *words]
+    return [sys.executable, BENCHMARKS / "ours.py", "train", project, run, *settings], project
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", type=Path, default=TEMPLATE / ".venv-peers" / "bin" / "python")
-    parser.add_argument("--backbones", nargs="+", default=["resnet18", "efficientnet_b0"])
-    parser.add_argument("--sizes", nargs="+", type=int, default=[128, 224])
-    parser.add_argument("--count", type=int, default=2000, help="photographs (default: 2000)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--backbone", default="resnet18", help="default: resnet18")
+    parser.add_argument("--size", type=int, default=128, help="pixels (default: 128)")
+    parser.add_argument("--batch", type=int, default=64, help="images a step (default: 64)")
+    parser.add_argument("--count", type=int, default=640, help="photographs, a fifth held out (default: 640)")
+    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    parser.add_argument("--peers", type=Path, default=DEFAULT_PYTHON, help="a Python that has them")
+    parser.add_argument("--json", default="", help="a file for the rows")
     given = parser.parse_args()
-    for backbone in given.backbones:
-        for size in given.sizes:
-            for row in measure(backbone, size, given.count, given.rounds, given.peers):
-                print(f"| {row['side']} | {row['images_per_second']:.1f} | {row['ratio']:.2f} |")
+    rows = main(given.backbone, given.size, given.batch, given.count, given.rounds, given.peers)
+    hand_over(rows, given.json)

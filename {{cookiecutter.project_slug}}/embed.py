@@ -1,7 +1,7 @@
 """Write embeddings of all images: what a frozen backbone sees in them, as features for stack.py.
 
 Command  python embed.py --backbone resnet18       or --pretrained-path FILE --image-size 224
-Reads    folds.csv, data/ (train and test images), pretrained weights
+Reads    folds.csv, data/ (train and test images; out of cache/ those that lie there in full size), pretrained weights
 Writes   embeddings.parquet (id, e0...; training rows, then test rows)
 
 The backbone never learned our labels, so its embeddings are out of fold for every row. Those of the folds' own models
@@ -26,6 +26,7 @@ from kfold.data.folds import read_folds
 from kfold.data.images import image_paths
 from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
 from kfold.data.tables import read_test_ids, shorten
+from kfold.data.unreduced import UnreducedReader
 from kfold.errors import UserError, run_stage
 from kfold.files import atomic_write, file_sha256
 from kfold.model.build import build_backbone, input_statistics, refuse_unknown_backbone
@@ -63,9 +64,10 @@ def main(
         return
     model, card = build_frozen(backbone, pretrained_path, image_size, random_weights)
     train_dir, test_dir = (workspace.data_path(facts, name) for name in (facts.train_images, facts.test_images))
-    train = embed_images(model, card, train_ids, train_dir, facts.image_suffix)
+    cache_dir = workspace.cache_dir()
+    train = embed_images(model, card, train_ids, train_dir, facts.image_suffix, cache_dir)
     unreadable: dict[int, str] = {}
-    test = embed_images(model, card, test_ids, test_dir, facts.image_suffix, unreadable)
+    test = embed_images(model, card, test_ids, test_dir, facts.image_suffix, cache_dir, unreadable)
     test[list(unreadable)] = np.nan
     for line in shorten(
         [f"{reason}: id '{test_ids[row]}' has no embedding (NaN)" for row, reason in unreadable.items()]
@@ -132,6 +134,7 @@ def embed_images(
     ids: list[str],
     image_dir: Path,
     image_suffix: str,
+    cache_dir: Path,
     unreadable: dict[int, str] | None = None,
 ) -> np.ndarray:
     """Embeddings (N, D) float32. Rows of unreadable images go into `unreadable`; without it they raise UserError."""
@@ -139,7 +142,8 @@ def embed_images(
     paths, refused = image_paths(image_dir, ids, image_suffix)
     if refused and unreadable is None:
         raise UserError(list(refused.values()))
-    images = Images(paths, np.zeros((len(ids), 0)), eval_transform(card.image_size), card.image_size)
+    read, size = UnreducedReader(paths, cache_dir), card.image_size
+    images = Images(paths, np.zeros((len(ids), 0)), eval_transform(size), size, read=read)
     loader = make_loader(images, EpochOrder(len(ids), BATCH_SIZE, False), NUM_WORKERS, device)
     batches = tqdm(read_batches(loader), f"embed {image_dir.name}", len(loader), disable=None, leave=False)
     on_problem = None if unreadable is None else unreadable.__setitem__

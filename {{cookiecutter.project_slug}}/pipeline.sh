@@ -6,6 +6,7 @@
 #   ROUNDS=0 ./pipeline.sh               without pseudo-labels; ROUNDS=3 for three rounds (default: 1)
 #   TIME_LIMIT=8h30m ./pipeline.sh       exits with 75 when the time is up, a training at its next batch, a shorter stage
 #                                        at its end; the same command goes on from there
+#   PARALLEL=auto ./pipeline.sh          several folds at once where one leaves GPUs idle (train.py --parallel)
 #   RESUME_FROM=/kaggle/input/x ./pipeline.sh      takes over the runs of an earlier session
 #
 # PYTHON chooses the interpreter: PYTHON=.venv/bin/python ./pipeline.sh
@@ -49,7 +50,7 @@ long_stage() { # a stage that trains, with what is left of the time limit
 
 stage make_folds.py
 for name in "$@"; do
-    long_stage train.py --config "configs/$name.yaml" --fold all
+    long_stage train.py --config "configs/$name.yaml" --fold all ${PARALLEL:+--parallel "$PARALLEL"}
     stage predict.py --run "$name"
 done
 if [ "${ROUNDS:=1}" -gt 0 ]; then long_stage pseudo_label.py --run "$1" --rounds "$ROUNDS"; fi

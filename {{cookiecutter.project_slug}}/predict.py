@@ -32,11 +32,11 @@ from kfold.ensemble.tta import TTA_TRANSFORMS
 from kfold.errors import UserError, run_stage
 from kfold.files import locked
 from kfold.inference import Pending, fold_predictions, mix, out_of_fold, predict_test, shares_of
-from kfold.inference_choice import NO_WISH, Wish, settle_inference
+from kfold.inference_choice import NO_WISH, Wish, say_fallbacks, settle_inference
 from kfold.intervals import score_folds
 from kfold.ledger import COLUMNS, read_ledger, record_run
 from kfold.model.build import has_fixed_input
-from kfold.prediction_job import Job
+from kfold.prediction_job import Job, way_of
 from kfold.predictions import Predictions, ids_sha256, write_predictions
 from kfold.report.spreadsheet import to_spreadsheet
 from kfold.runs import OPTIMISM
@@ -123,6 +123,8 @@ def folds_to_predict(job: Job, weights: str, tta: str, overwrite: bool, wish: Wi
         print(f"run {job.run}: predicted before with weights={kinds[0]}, tta={views[0]} (--overwrite does it again)")
         return []
     job.inference = settle_inference(job, wish, None if overwrite else before, kinds, views)
+    if job.inference.is_plain:
+        say_fallbacks(job)
     kind, view = choose(job, kinds, views) if job.numbers else (kinds[0], views[0])
     request |= {"weights": kind, "tta": view, "inference": asdict(job.inference)}
     return [
@@ -272,6 +274,7 @@ def write_fold(fold: Pending, test: np.ndarray, unreadable: Mapping[int, str]) -
         "weights_sha256": weights_sha256,
         "fitted_on_oof": kind == "climbed",
         "predicted": dict(fold.request),
+        "predicted_as": str(way_of(job, number, job.inference)),
         "unreadable_test_ids": [str(test_ids[row]) for row in unreadable],
     }
     artifacts.write_manifest(folder, facts_of_fold, names, files)

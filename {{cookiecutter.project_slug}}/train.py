@@ -10,7 +10,8 @@ Started again after any interruption it goes on from the last saved state (state
 each epoch) and ends with the same bytes. SIGTERM, Ctrl-C and --time-limit save at the next batch and exit with 75.
 
 --fold all-data trains on every row, for test predictions alone (runs/<name>/all-data/). seed=1..3 trains three runs,
-<name>-seed1 to -seed3: a seed ensemble for stack.py.
+<name>-seed1 to -seed3: a seed ensemble for stack.py. --fold all --parallel auto trains several folds at once where one
+leaves GPUs idle; what a fold says is in runs/<name>/fold<k>/output.log until it is done.
 
 Before it trains for hours, --find-lr, --overfit-batch and --profile look at one fold (the first, unless --fold says
 which) and change nothing of a run. They write runs/<name>/lr_range_fold<k>.png and .csv, and profile.png and .csv.
@@ -18,6 +19,7 @@ which) and change nothing of a run. They write runs/<name>/lr_range_fold<k>.png 
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -36,12 +38,14 @@ from kfold.data.targets import Targets
 from kfold.errors import UserError, run_stage
 from kfold.files import locked
 from kfold.finish import predict_file, write_log, write_results, write_skipped, write_snapshot, write_weights
-from kfold.forecast import TimeForecast, bytes_needed, refuse_full_disk
+from kfold.folds_at_once import read_wish
+from kfold.forecast import PREPARED, TimeForecast, bytes_needed, refuse_full_disk
 from kfold.intervals import score_folds
 from kfold.ledger import read_ledger, record_run
 from kfold.metrics import Metric
 from kfold.model.weights import copy_weights
 from kfold.needs import waiting_keys
+from kfold.parallel_folds import train_at_once
 from kfold.report.tables import cv_table
 from kfold.settings import difference
 from kfold.setup.batches import make_batches
@@ -60,7 +64,7 @@ from kfold.training.early_stopping import is_stalled
 from kfold.training.loop import fit
 from kfold.training.memory import full_memory_named
 from kfold.training.optimizers import NUM_MOMENTS
-from kfold.training.precision import choose_device, choose_precision, make_deterministic
+from kfold.training.precision import choose_device, make_deterministic
 from kfold.training.schedules import cycle_ends
 from kfold.training.state import EpochResult
 
@@ -77,11 +81,13 @@ def main(
     stop: Stop | None = None,
     resume_from: Path | None = None,
     rehearsal: str = "",
+    parallel: str = "",
+    is_part: bool = False,
 ) -> None:
     """Train one fold ("0", "1", ...), "all" or "all-data" of the experiment; folds that are done are left alone.
 
     Raises Interrupted, with the state saved, when `stop` says so. resume_from: a folder with earlier runs. rehearsal:
-    find_lr, overfit_batch or profile, in place of training.
+    find_lr, overfit_batch or profile, in place of training. parallel: folds at once, or auto; is_part: one of these.
     """
     stop = stop or Stop()
     workspace = Workspace(root)
@@ -89,7 +95,7 @@ def main(
     config_path = config_path or workspace.config_path("baseline")
     config = load_config(config_path, overrides)
     run = name or config_path.stem + (f"-limit{config.limit}" if config.limit else "")
-    refuse_odd_request(run, overwrite, resume_from, rehearsal)
+    refuse_odd_request(run, overwrite, resume_from, rehearsal, fold, parallel)
 
     folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
     numbers = choose_folds(fold, folds, config)
@@ -100,15 +106,14 @@ def main(
 
     artifacts.refuse_stack(workspace, run)
     if rehearsal:
-        from kfold.rehearsal.assembled import ChosenFold  # here: they load matplotlib, which training can spare
-        from kfold.rehearsal.rehearse import rehearse
-
-        rehearse(rehearsal, ChosenFold(workspace, run, numbers[0], facts, config, folds, targets, num_rows, stop))
+        rehearse_fold(rehearsal, workspace, run, numbers[0], facts, config, folds, targets, num_rows, stop)
         return
     artifacts.register_run(workspace, run, facts, config, numbers, overwrite)
     if waiting := waiting_keys(config):
         print(f"run {run}: trained without pseudo-labels: {', '.join(waiting)} waits for pseudo_label.py --run {run}")
     trained = resume_from is not None and adopt_run(workspace, resume_from, run, numbers, config, folds.stamp)
+    if parallel and train_beside(workspace, config_path, overrides, run, numbers, folds.stamp, parallel, stop):
+        numbers, trained = [], True
     for position, number in enumerate(numbers):
         with locked(workspace.fold_dir(run, number)), stop.listening():
             if artifacts.is_done(workspace, run, number, folds.stamp):
@@ -121,18 +126,52 @@ def main(
             trained = True
     if numbers == [artifacts.ALL_DATA]:
         print(f"next: python predict.py --run {run}")
-    elif not artifacts.is_ablation(run) and workspace.trained_folds(run) == list(range(folds.num_folds)):
+    elif not (is_part or artifacts.is_ablation(run)) and workspace.trained_folds(run) == list(range(folds.num_folds)):
         summarize(workspace, run, config, folds, targets, metric, trained)
     stop.check()  # a signal may have come with the last fold: later stages should not start
 
 
-def refuse_odd_request(run: str, overwrite: bool, resume_from: Path | None, rehearsal: str) -> None:
+def refuse_odd_request(
+    run: str, overwrite: bool, resume_from: Path | None, rehearsal: str, fold: str, parallel: str
+) -> None:
+    if parallel:
+        read_wish(parallel)
+        if rehearsal or fold != "all":
+            raise UserError("--parallel trains several folds: it goes with --fold all")
     if overwrite and resume_from is not None:
         raise UserError("--overwrite starts anew and --resume-from takes over earlier work: leave out one of them")
     if rehearsal and (overwrite or resume_from is not None):
         raise UserError(f"--{rehearsal.replace('_', '-')} changes no run: leave out --overwrite and --resume-from")
     if run == "stack":
         raise UserError("a run cannot be called stack: stack.py puts its results there: give it another --name")
+
+
+def rehearse_fold(rehearsal: str, *chosen) -> None:
+    """chosen: as ChosenFold takes them."""
+    from kfold.rehearsal.assembled import ChosenFold  # here: they load matplotlib, which training can spare
+    from kfold.rehearsal.rehearse import rehearse
+
+    rehearse(rehearsal, ChosenFold(*chosen))
+
+
+def train_beside(
+    workspace: Workspace,
+    config_path: Path,
+    overrides: Sequence[str],
+    run: str,
+    numbers: Sequence[int],
+    fold_stamp: str,
+    parallel: str,
+    stop: Stop,
+) -> bool:
+    """Train what is not done of the folds, several at once; False where they had better be trained one by one."""
+
+    def command_of(number: int) -> list[str]:
+        words = ["--fold", str(number), "--config", str(config_path), "--name", run, "--part"]
+        return [sys.executable, str(workspace.root / "train.py"), *words, *overrides]
+
+    undone = [number for number in numbers if not artifacts.is_done(workspace, run, number, fold_stamp)]
+    return train_at_once(undone, parallel, command_of, partial(workspace.output_path, run), stop)
 
 
 def refuse_wrong_choices(config: Config, facts: Competition, num_outputs: int) -> None:
@@ -185,11 +224,10 @@ def train_fold(
     # Over 60 lines on purpose: the recipe of a fold, read top to bottom.
     device = choose_device()
     make_deterministic(config.deterministic)
-    precision = choose_precision(config.precision, device)
     valid = folds.fold == number
     truth = targets.values[valid]
     rows = gather_rows(workspace, run, number, facts, config, folds, targets)
-    rows = drop_doubtful(workspace, run, number, facts, config, folds, targets, rows, device, precision, stop)
+    rows = drop_doubtful(workspace, run, number, facts, config, folds, targets, rows, device, stop)
     print(
         f"run {run}, {fold_name(number)}: {config.backbone} at {config.image_size} px, {rows.num_real} rows to train"
         + (f" and {len(rows.train_paths) - rows.num_real} pseudo-labelled ones" if config.pseudo_from else "")
@@ -197,7 +235,7 @@ def train_fold(
     )
     pixels = open_pixels(workspace, config, all_paths(rows), config.epochs, stop.check, run)
     train_batches, valid_batches = make_batches(rows, facts.task, config, number, device, pixels, stop.check)
-    model, card = make_network(rows, targets.names, facts.task, config, number, device)
+    model, card = make_network(rows, targets.names, facts.task, config, number, device, pixels)
     teachers = load_teachers(workspace, config.distill_from, number, folds.stamp)
     order: EpochOrder = train_batches.batch_sampler
     num_steps = order.steps_before(config.epochs)
@@ -211,7 +249,7 @@ def train_fold(
 
     num_moments, folder = NUM_MOMENTS[config.optimizer], workspace.fold_dir(run, number)
     needed = bytes_needed(model, num_moments, training.averages, len(ends), folds_left, folder)
-    print(f"  forecast: {refuse_full_disk(folder, needed)}")
+    print(f"{PREPARED}{refuse_full_disk(folder, needed)}")
     saver = make_saver(
         workspace, run, number, training, config, folds.stamp, rows, pixels, teachers, device, speed, stop
     )
@@ -329,6 +367,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="train folds again that are done, or begun")
     parser.add_argument("--time-limit", help="save and stop with exit code 75 after this time, e.g. 8h30m")
     parser.add_argument("--resume-from", type=Path, help="a folder that holds runs/ of an earlier session")
+    parser.add_argument(
+        "--parallel",
+        default="",
+        metavar="auto|N",
+        help="with --fold all: folds at once, each a process of its own; auto: one a GPU, or as one GPU has room for",
+    )
+    parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # of --parallel, which sums up
     rehearsals = parser.add_mutually_exclusive_group()
     for flag, purpose in (
         ("--find-lr", "instead: try growing learning rates and suggest one"),
@@ -372,6 +417,8 @@ if __name__ == "__main__":
                 stop=stop,
                 resume_from=arguments.resume_from,
                 rehearsal=arguments.rehearsal,
+                parallel=arguments.parallel,
+                is_part=arguments.part,
             )
 
     run_stage(main_of_each_seed, keeps_parts=not arguments.rehearsal)

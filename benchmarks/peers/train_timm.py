@@ -1,16 +1,16 @@
 """timm's loader and the loop of its train.py: random resized crop, flip and colour jitter, AdamW there, Adam here."""
 
-import timm
-import torch
-from common import Clock, options, read_table
+import pandas as pd
+from common import Device, work
+from loop import fit
 from PIL import Image
 from timm.data import create_loader
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 
 class Photos(Dataset):
-    def __init__(self, paths: list[str], labels: list[int]):
-        self.paths, self.labels, self.transform = paths, labels, None
+    def __init__(self, table: pd.DataFrame):
+        self.paths, self.labels, self.transform = table["path"].tolist(), table["label"].tolist(), None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -20,37 +20,18 @@ class Photos(Dataset):
         return self.transform(image), self.labels[row]
 
 
-def main() -> None:
-    given = options(__doc__)
-    paths, labels = read_table(given.table)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if given.matched else torch.float32
-    layout = torch.channels_last if given.matched else torch.contiguous_format
-    loader = create_loader(
-        Photos(paths, labels), (3, given.size, given.size), given.batch, is_training=True, scale=(0.7, 1.0),
-        ratio=(1 / 1.15, 1.15), num_workers=given.workers, device=device, persistent_workers=given.workers > 0,
-        use_prefetcher=device.type == "cuda",
+def make_loader(table: pd.DataFrame, given, is_training: bool) -> DataLoader:
+    return create_loader(
+        Photos(table), (3, given.size, given.size), given.batch, is_training=is_training, scale=(0.7, 1.0),
+        ratio=(1 / 1.15, 1.15), num_workers=given.workers, device=Device, persistent_workers=given.workers > 0,
+        use_prefetcher=Device.type == "cuda",
     )  # fmt: skip
-    model = timm.create_model(given.backbone, pretrained=False, num_classes=10).to(device, memory_format=layout)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-4)
-    model.train()
-    clock = Clock()
-    for _ in range(given.epochs):
-        clock.start()
-        count = 0
-        for images, targets in loader:
-            images, targets = images.to(device, memory_format=layout), targets.to(device)
-            with torch.autocast(device.type, dtype, enabled=given.matched):
-                loss = torch.nn.functional.cross_entropy(model(images), targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            count += len(images)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        clock.stop(count)
-    clock.tell(timm=timm.__version__, torch=torch.__version__)
+
+
+def train(table: pd.DataFrame, held_out: pd.DataFrame, given, clock) -> int:
+    held_out_batches = make_loader(held_out, given, False) if len(held_out) else []
+    return fit(make_loader(table, given, True), held_out_batches, given, clock)
 
 
 if __name__ == "__main__":
-    main()
+    work(__doc__, make_loader, train)

@@ -126,6 +126,10 @@ class Workspace:
         """kind: last, best, ema, swa, snapshot1, ..."""
         return self.fold_dir(run, fold) / f"{kind}.safetensors"
 
+    def output_path(self, run: str, fold: int) -> Path:
+        """What a fold says that is trained beside others; it goes when the fold is done."""
+        return self.fold_dir(run, fold) / "output.log"
+
     def log_path(self, run: str, fold: int) -> Path:
         return self.fold_dir(run, fold) / "log.csv"
 

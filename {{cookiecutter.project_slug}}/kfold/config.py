@@ -136,12 +136,14 @@ class Config(Settings):
     head: Literal["linear", "arcface", "subcenter_arcface", "cosface", "ordinal"] = "linear"
     arcface_margin: float = Field(0.5, ge=0, lt=1.5)  # radians
     cosface_margin: float = Field(0.35, ge=0, lt=1)  # of the cosine
-    margin_scale: float = Field(30.0, ge=0)  # that multiplies the cosines; 0: grows with the log of the classes
+    margin_scale: float = Field(
+        30.0, ge=0, le=1000
+    )  # that multiplies the cosines; 0: grows with the log of the classes
     margin_power: float = Field(0.0, ge=0, le=1)  # margins go with (rows of the class)^-power; 0: alike; usual 0.25
     num_subcenters: int = Field(3, ge=2, le=20)  # of each class, for subcenter_arcface
     drop_rate: float = Field(0.0, ge=0, lt=1)  # dropout before the head
     drop_path_rate: float = Field(0.0, ge=0, lt=1)  # residual blocks left out at random: of the last one, others less
-    multi_sample_dropout: int = Field(0, ge=0, le=64)  # masks of drop_rate whose logits are averaged; 0: one; usual 5
+    multi_sample_dropout: int = Field(1, ge=1, le=64)  # masks of drop_rate whose logits are averaged; usual 5
     norm: Literal["default", "group", "ibn"] = "default"  # in place of BatchNorm; ibn: half InstanceNorm, early blocks
     zero_gamma: Literal["default", "on", "off"] = "default"  # residual blocks start as the identity; default: timm's
     prior_bias: bool = False  # the head starts at the classes' shares of the training rows

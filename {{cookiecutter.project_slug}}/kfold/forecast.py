@@ -12,6 +12,7 @@ from kfold.stopping import Stop, describe_seconds
 from kfold.training.state import Averages, Training
 
 FIRST_BATCHES = 10  # that the forecast of time is made from; the first of them, which warms up, left out
+PREPARED, UNDER_WAY = "  forecast: ", " for this fold"  # by these the parent of several folds knows how far each is
 VALID_COST = 1 / 3  # of a validation image to a training image: it goes forward only
 
 
@@ -69,12 +70,12 @@ class TimeForecast:
             self.started = time.monotonic()
         measured = self.num_batches - 1
         if measured and self.num_batches == min(FIRST_BATCHES, self.steps_an_epoch, self.steps_left):
-            print(f"  forecast: {self.describe((time.monotonic() - self.started) / measured)}")
+            print(f"{PREPARED}{self.describe((time.monotonic() - self.started) / measured)}")
 
     def describe(self, seconds_a_step: float) -> str:
         of_fold = seconds_a_step * (1 + VALID_COST * self.valid_share)
         fold = of_fold * (self.steps_left - self.num_batches)
-        text = f"{describe_seconds(fold)} for this fold"
+        text = f"{describe_seconds(fold)}{UNDER_WAY}"
         if self.folds_left > 1:
             fold += of_fold * self.steps_of_fold * (self.folds_left - 1)
             text += f", {describe_seconds(fold)} for {self.folds_left} folds"

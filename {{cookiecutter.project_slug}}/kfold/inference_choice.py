@@ -6,14 +6,15 @@ from functools import partial
 
 import torch
 
-from kfold.engines.inference import Inference, candidates, device_of
+from kfold.engines.inference import PLAIN, Inference, candidates, device_of
 from kfold.engines.ready import EXACT, difference
 from kfold.engines.trial import Race, Run, choose_inference, describe
 from kfold.ensemble.tta import make_views
 from kfold.errors import UserError
 from kfold.inference import files_of
-from kfold.prediction_job import Job, Wanted, load_ready, normalized_probe
-from kfold.training.precision import choose_device, choose_precision
+from kfold.prediction_job import Job, Wanted, load_ready, normalized_probe, way_of
+from kfold.training.precision import choose_device
+from kfold.training.speed import fallback
 
 FEW_BATCHES = 200  # below, a trial (about 25 batches) would hardly repay itself
 
@@ -50,16 +51,16 @@ def settle_inference(
         wish = replace(wish, speed="plain")  # as it was trained
     if engine != "torch" and wish.speed == "plain":
         raise UserError(f"--speed plain --engine {engine}: plain is PyTorch as it was trained: give one of the two")
-    plain = Inference(str(choose_precision(job.config.precision, device).dtype)[6:])
     if earlier is not None and wish.agrees(earlier) and (earlier.is_plain or runs_here(job, earlier, kinds)):
         return earlier
     if engine == "torch" and wish.speed == "plain":
-        return plain
+        return PLAIN
     ways = candidates(engine, device, job.config.precision)
     if engine == "torch":
         if not wish.speed and count_batches(job, kinds, views) < FEW_BATCHES:
-            return plain
-        ways = list(dict.fromkeys([plain, *([] if job.config.precision != "auto" else [Inference()]), *ways]))
+            return PLAIN
+        is_exact = all(way_of(job, number, PLAIN) == Inference() for number in job.manifests)
+        ways = [PLAIN, *([] if is_exact or job.config.precision != "auto" else [Inference()]), *ways]
     chosen, tried = choose_inference(ways, make_race(job, wish, kinds, views))
     what = "standardised value" if job.facts.task == "regression" else "probability"
     for line in describe(tried, chosen, len(job.probe), what):
@@ -67,10 +68,20 @@ def settle_inference(
     return chosen
 
 
+def say_fallbacks(job: Job) -> None:
+    """Name the folds that this machine cannot predict as they were trained."""
+    folds: dict[str, list[str]] = {}
+    for number, manifest in job.manifests.items():
+        if told := fallback(manifest, job.config.precision, choose_device()):
+            folds.setdefault(told, []).append(job.workspace.fold_dir(job.run, number).name)
+    for told, names in folds.items():
+        print(f"run {job.run}: {', '.join(names)}: {told}")
+
+
 def run_of(job: Job, kind: str, inference: Inference, place: int) -> Run:
     """One batch through the model of a fold, the `place`-th."""
     number = list(job.manifests)[place]
-    ready = load_ready(job, Wanted(job, number, files_of(job, kind, number)[0], "none").path, inference)
+    ready = load_ready(Wanted(job, number, files_of(job, kind, number)[0], "none"), inference)
     images = normalized_probe(job, ready.card).to(device_of(inference.engine, choose_device()))
 
     @torch.inference_mode()
@@ -93,7 +104,8 @@ def make_race(job: Job, wish: Wish, kinds: Sequence[str], views: Sequence[str]) 
     def limit_of(inference: Inference) -> float:
         if inference.dtype == "float32":
             return EXACT
-        return float("inf") if job.config.precision == inference.dtype else wish.tolerance
+        is_as_trained = inference.is_plain or job.config.precision == inference.dtype
+        return float("inf") if is_as_trained else wish.tolerance
 
     probe = torch.zeros(1, 3, job.config.image_size, job.config.image_size)
     return Race(

@@ -13,13 +13,14 @@ from tqdm import tqdm
 from kfold.artifacts import Workspace
 from kfold.config import Competition, Config
 from kfold.data.augment import eval_transform
+from kfold.data.cache import Pixels
 from kfold.data.folds import Folds
 from kfold.data.images import image_paths
 from kfold.data.loader import EpochOrder, Images, ThreadLoader, make_loader, read_batches
 from kfold.data.targets import Targets
 from kfold.data.workers import workers_for
 from kfold.engines.held import Held
-from kfold.engines.inference import Inference, device_of
+from kfold.engines.inference import PLAIN, Inference, device_of
 from kfold.engines.one_pass import Look, Seen, look_at_all
 from kfold.engines.ready import Ready, make_ready
 from kfold.ensemble.tta import make_views
@@ -27,8 +28,9 @@ from kfold.errors import UserError
 from kfold.metrics import Metric
 from kfold.model.build import has_fixed_input
 from kfold.model.weights import ModelCard, load_model, normalize
-from kfold.setup.pixels import read_record, recorded_pixels
+from kfold.setup.pixels import cached_pixels, read_record, recorded_pixels
 from kfold.training.precision import choose_device
+from kfold.training.speed import prediction_speed
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Job:
     manifests: dict[int, dict]
     test_ids: np.ndarray
     held: Held[Ready]
-    inference: Inference = Inference()
+    inference: Inference = PLAIN
     workers: dict[str, int | str] = field(default_factory=dict)  # that get the images of a folder ready
     done: dict[tuple[int, str, str], tuple[np.ndarray, float]] = field(default_factory=dict)
 
@@ -83,6 +85,14 @@ class Job:
         images = self.images(ids[: self.batch_size], name)[0]
         return images.__getitems__([(0, row) for row in range(len(images))]).images
 
+    @cached_property
+    def cached(self) -> Pixels:
+        """What a cache holds of all the run's images: its index is as long for one fold as for all."""
+        facts, paths = self.facts, []
+        for name, ids in ((facts.train_images, self.folds.ids), (facts.test_images, self.test_ids)):
+            paths += image_paths(self.workspace.data_path(facts, name), ids, facts.image_suffix)[0]
+        return cached_pixels(self.workspace, self.run, self.config, paths)
+
     def images(self, ids: np.ndarray, image_dir_name: str, times: int = 1) -> tuple[Images, dict[int, str]]:
         """The images as the run's models see them, and the rows whose id leads out of the folder, with what is wrong.
 
@@ -90,7 +100,9 @@ class Job:
         """
         image_dir, size = self.workspace.data_path(self.facts, image_dir_name), self.config.image_size
         paths, refused = image_paths(image_dir, ids, self.facts.image_suffix)
-        pixels = recorded_pixels(self.workspace, self.run, self.config, paths, times, lambda: None)
+        pixels = self.cached
+        if not pixels.holds(paths):
+            pixels = recorded_pixels(self.workspace, self.run, self.config, paths, times, lambda: None)
         transform = eval_transform(size, self.config.center_crop)
         return Images(paths, np.zeros((len(paths), 0)), transform, size, read=pixels.reader(paths)), refused
 
@@ -120,15 +132,24 @@ def num_bytes(path: Path, inference: Inference) -> int:
     return path.stat().st_size * (1 if inference.engine == "torch" else 2)
 
 
-def load_ready(job: Job, path: Path, inference: Inference) -> Ready:
+def way_of(job: Job, number: int, inference: Inference) -> Inference:
+    """PLAIN said in full for a fold: how it was trained, so that its test rows are computed as its held-out ones."""
+    if not inference.is_plain:
+        return inference
+    speed = prediction_speed(job.manifests[number], job.config.precision, choose_device())
+    return Inference(speed.dtype, speed.channels_last, speed.depthwise_float32)
+
+
+def load_ready(wanted: Wanted, inference: Inference) -> Ready:
     """The model of a weights file, made ready in that way. Raises UserError where it is one of other targets."""
+    job, path, way = wanted.job, wanted.path, way_of(wanted.job, wanted.number, inference)
     model, card = load_model(path)
     if (card.task, card.names) != (job.facts.task, job.targets.names):
         raise UserError(
             f"{path.parent}: trained for other targets than competition.yaml and train.csv now give: train again"
         )
-    probe = normalized_probe(job, card) if not inference.is_plain else torch.empty(0)
-    return make_ready(model, card, inference, device_of(inference.engine, choose_device()), job.batch_size, probe)
+    probe = normalized_probe(job, card) if way.fold_batchnorm else torch.empty(0)
+    return make_ready(model, card, way, device_of(way.engine, choose_device()), job.batch_size, probe)
 
 
 def normalized_probe(job: Job, card: ModelCard) -> torch.Tensor:
@@ -139,7 +160,7 @@ def normalized_probe(job: Job, card: ModelCard) -> torch.Tensor:
 def make_look(wanted: Wanted) -> Look:
     job, path = wanted.job, wanted.path
     key, size = (path, job.inference), num_bytes(path, job.inference)
-    ready = job.held.get(key, size, lambda: load_ready(job, path, job.inference))
+    ready = job.held.get(key, size, lambda: load_ready(wanted, job.inference))
     views = make_views(wanted.view, job.config.image_size, has_fixed_input(ready.card.backbone))
     return Look(ready, wanted.view, views)
 

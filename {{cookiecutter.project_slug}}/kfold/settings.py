@@ -76,6 +76,9 @@ def describe_problem(kind: type[Settings], source: str, problem: Any) -> list[st
     if problem["type"] == "value_error":
         error = problem["ctx"]["error"]
         return [f"{source}: {text}" for text in getattr(error, "problems", [error])]
+    if problem["type"] == "too_short":
+        default = show(kind.model_fields[key].default)
+        return [f"{source}: {key}: an empty list, but at least one is needed: leave {key} out for {default}"]
     said = problem["msg"][0].lower() + problem["msg"][1:].replace("tuple", "list")
     return [f"{source}: {key}: {said}, not {reprlib.repr(problem['input'])}{hint_for_value(kind, problem)}"]
 
@@ -112,9 +115,9 @@ def hint_for_value(kind: type[Settings], problem: Any) -> str:
         and value in ("", "none", "None", "null", "off", "no", None, False)
     ):
         return f": to have none, leave {key} out, or write {key}=[]"
+    if isinstance(value, str) and "," in value and isinstance(kind.model_fields[key].default, tuple):
+        return f": write several as {key}=[{','.join(part.strip() for part in value.split(','))}]"
     if problem["type"] == "literal_error" and isinstance(value, str):
-        if "," in value and isinstance(kind.model_fields[key].default, tuple):
-            return f": write several as {key}=[{','.join(part.strip() for part in value.split(','))}]"
         allowed = re.findall("'([^']*)'", problem["ctx"]["expected"])
         near = difflib.get_close_matches(value.lower()[:100], allowed, n=1)
         return f": did you mean {near[0]}?" if near else ""

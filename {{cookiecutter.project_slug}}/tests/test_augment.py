@@ -67,8 +67,8 @@ def test_cutout_is_one_grey_square_and_erasing_a_rectangle_of_noise():
         assert set(image[rows, columns].flatten()) == {128}
     for image in images_of(Augmentation("none", random_erasing=1.0), 20, black, 40):
         rows, columns = np.nonzero(image.any(axis=2))
+        assert 0 < len(rows) <= 0.4 * 1600
         assert len(set(image[rows, columns, 0])) > min(5, len(rows) - 1)
-        assert len(rows) <= 0.4 * 1600
 
 
 def test_fancy_pca_adds_one_colour_to_all_pixels_by_the_components_of_the_paper():
@@ -95,6 +95,28 @@ def test_color_jitter_takes_the_place_of_the_presets_colours():
     assert {image.tobytes() for image in images_of(Augmentation("light", color_jitter=1e-9), image=grey)} == {
         grey.tobytes()
     }
+
+
+def test_color_jitter_turns_the_hue_by_an_eighth_of_its_strength_at_most():
+    red = np.full((4, 4, 3), (150, 100, 100), np.uint8)
+    images = images_of(Augmentation("none", color_jitter=0.4), 200, red, 4)
+    hues = [cv2.cvtColor(image, cv2.COLOR_RGB2HSV)[0, 0, 0] / 180 for image in images]  # turns
+    turned = np.abs((np.array(hues) + 0.5) % 1 - 0.5)
+    assert 0.03 < turned.max() < 0.05 + 0.02  # the darkest and palest colours are that far apart
+
+
+@pytest.mark.parametrize("extra", ["hflip", "vflip", "rotate90"])
+def test_every_turn_and_flip_is_as_likely_as_none(extra):
+    found = images_of(Augmentation("none", **{extra: True}), 400)
+    plain = images_of(Augmentation("none"), 1)[0]
+    wanted = {
+        "hflip": [plain, plain[:, ::-1]],
+        "vflip": [plain, plain[::-1]],
+        "rotate90": [np.rot90(plain, turns) for turns in range(4)],
+    }[extra]
+    shares = [np.mean([np.array_equal(image, one) for image in found]) for one in wanted]
+    assert sum(shares) == pytest.approx(1)
+    assert shares == pytest.approx([1 / len(wanted)] * len(wanted), abs=0.08)  # three standard deviations or more
 
 
 # Plain epochs

@@ -1,6 +1,9 @@
 import os
+import subprocess
+import sys
 import threading
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -154,10 +157,7 @@ def test_a_cache_that_is_mostly_garbage_starts_anew(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("after", [0, 1])
-def test_what_was_finished_before_a_stop_is_kept(paths, tmp_path, made, after, capsys, monkeypatch):
-    # With several threads, images that were not finished lie between those that were: in so small a cache they are
-    # enough for it to begin anew.
-    monkeypatch.setattr("kfold.data.cache_build.num_cores", lambda: 1)
+def test_what_was_finished_before_a_stop_is_kept(paths, tmp_path, made, after, capsys):
     calls = []
 
     def stop_later():
@@ -175,20 +175,62 @@ def test_what_was_finished_before_a_stop_is_kept(paths, tmp_path, made, after, c
     assert capsys.readouterr().err == ""  # nothing was found damaged
 
 
-def test_a_second_process_waits_and_makes_nothing(paths, tmp_path, made, capsys):
-    is_inside, may_go_on = threading.Event(), threading.Event()
+KILLED = """
+import os, sys, threading
+from dataclasses import replace
+from pathlib import Path
+from kfold.data import cache_build
+from kfold.data.reduce import FORMATS, Rule
 
-    def wait():
+folder, num_listed, *paths = sys.argv[1:]
+index, raw, lock = cache_build.index_path_of(Path(folder)), FORMATS["raw"], threading.Lock()
+
+def pack(data, side):
+    with lock:
+        if index.read_bytes().count(b"\\n") > int(num_listed):
+            os._exit(9)
+    return raw.pack(data, side)
+
+FORMATS["raw"] = replace(raw, pack=pack)
+cache_build.num_cores = lambda: THREADS
+cache_build.fill(Path(folder), Rule(32, "raw"), paths, "cache", lambda: None)
+"""
+THREADS = 4
+
+
+@pytest.mark.parametrize("num_listed", [1, 5, 15])
+def test_a_kill_costs_what_the_threads_had_in_their_hands_and_no_more(paths, tmp_path, made, num_listed, capsys):
+    """Killed again and again: each time the listed images stay, and no more are made than were lacking."""
+    folder, project, kept = tmp_path / "cache", Path(__file__).resolve().parent.parent, 0
+    for _ in range(2):
+        words = [str(folder), str(kept + num_listed), *paths]
+        code = KILLED.replace("THREADS", str(THREADS))
+        assert subprocess.run([sys.executable, "-c", code, *words], cwd=project, check=False).returncode == 9
+        before, kept = kept, len(look_up(folder, RAW, paths)[0])
+        assert before + num_listed <= kept <= before + num_listed + THREADS
+    assert_right(reader_of(folder, RAW, paths), RAW, paths)
+    assert len(made) == 40 - kept
+    assert capsys.readouterr().err == ""  # a kill is no damage
+    sizes = [entry.num_bytes for entry in look_up(folder, RAW, paths)[0].values()]
+    assert data_path_of(folder).stat().st_size <= sum(sizes) + 2 * max(sizes)
+
+
+def test_a_second_process_waits_and_makes_nothing(paths, tmp_path, made, capsys, monkeypatch):
+    is_inside, may_go_on, raw = threading.Event(), threading.Event(), FORMATS["raw"]
+
+    def pack(data, side):
         is_inside.set()
         may_go_on.wait(20)
+        return raw.pack(data, side)
 
+    monkeypatch.setitem(FORMATS, "raw", replace(raw, pack=pack))
     waiting = []
 
     def let_go():  # called while it waits for the lock
         waiting.append(1)
         may_go_on.set()
 
-    first = threading.Thread(target=fill, args=(tmp_path / "cache", RAW, paths, "cache", wait))
+    first = threading.Thread(target=fill, args=(tmp_path / "cache", RAW, paths, "cache", nothing))
     first.start()
     is_inside.wait(20)
     found = fill(tmp_path / "cache", RAW, paths, "cache", let_go)

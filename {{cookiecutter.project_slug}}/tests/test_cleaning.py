@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,9 +17,15 @@ from torch.nn import functional as F
 
 import train
 from kfold.artifacts import ALL_DATA, Workspace, read_manifest, save_manifest
+from kfold.config import Config
+from kfold.data.cache import FILES
 from kfold.data.doubt import label_losses, most_doubtful
 from kfold.errors import Interrupted, UserError
+from kfold.model.weights import ModelCard
 from kfold.seals import read_seals
+from kfold.setup.cleaning import judge
+from kfold.setup.rows import TrainingRows
+from kfold.setup.terms import Teacher
 from kfold.verify_fold import Found, verify_fold_files
 
 # The doubt
@@ -149,6 +156,26 @@ def test_the_labels_of_a_fold_do_not_change_what_is_dropped_for_it(root, tmp_pat
     train.main(fold="0", name="teacher", root=root)
     found = clean(root)
     assert found[["id", "doubt"]].equals(expected[["id", "doubt"]])
+
+
+def test_a_judge_sees_images_at_the_size_and_the_crop_of_its_own_card(tmp_path):
+    """A white centre in a black frame, which this judge's crop leaves out."""
+    image, seen = np.zeros((80, 80, 3), np.uint8), []
+    image[8:72, 8:72] = 255
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+
+    class Watch(torch.nn.Module):
+        def forward(self, images):
+            seen.append((images.shape[2:], images.min().item()))
+            return torch.zeros(len(images), 2)
+
+    card = ModelCard("-", 24, "multiclass", ("a", "b"), (0.0,) * 3, (1.0,) * 3, (0.0,) * 2, (1.0,) * 2, center_crop=0.8)
+    none, targets = np.array([]), np.eye(2, dtype=np.float32)
+    rows = TrainingRows(none, np.array([tmp_path / "a.png"] * 2), targets, targets, 2, none, none, none)
+    judges = {"teacher": Teacher("", {}, [(Watch(), card)])}
+    config = Config(image_size=16, workers=0, precision="float32")
+    judge(judges, {"teacher": FILES}, rows, "multiclass", config, torch.device("cpu"), lambda: None)
+    assert seen == [((24, 24), 1.0)]
 
 
 @pytest.mark.parametrize("damage", ["changed", "judge gone"])

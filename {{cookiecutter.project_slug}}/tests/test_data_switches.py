@@ -64,15 +64,16 @@ def test_the_centre_crop_changes_what_is_validated(base):
     assert abs(plain - cropped).max() > 1e-4
 
 
-def test_statistics_are_of_the_folds_training_images_alone(base):
-    workspace = train_one(base, "input_statistics=dataset")
+def test_statistics_are_of_the_centres_of_the_folds_training_images_alone(base):
+    workspace = train_one(base, "input_statistics=dataset", "center_crop=0.6", "epochs=1")
     _, card = load_model(workspace.weights_path("x", 0, "last"))
     folds = pd.read_csv(base / "folds.csv", dtype=str)
     folder = base / "data" / "train_images"
     inside = [image_path(folder, name, ".png") for name in folds.loc[folds["fold"] != "0", "id"]]
     everywhere = [image_path(folder, name, ".png") for name in folds["id"]]
-    assert (card.mean, card.std) == dataset_statistics(inside, 32, 1.0, "")
-    assert (card.mean, card.std) != dataset_statistics(everywhere, 32, 1.0, "")
+    assert (card.mean, card.std) == dataset_statistics(inside, 32, 0.6, "")
+    assert (card.mean, card.std) != dataset_statistics(inside, 32, 1.0, "")
+    assert (card.mean, card.std) != dataset_statistics(everywhere, 32, 0.6, "")
 
 
 @pytest.fixture

@@ -66,6 +66,22 @@ def test_a_frozen_backbone_computes_what_predictions_see(model):
     assert torch.equal(model(IMAGES, with_features=True)[1], expected)
 
 
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"])
+def test_drop_path_and_dropout_are_off_in_frozen_stages_and_on_in_the_others(backbone):
+    model = build_model(backbone, 3, 64, drop_path_rate=0.9)
+    stages = stages_of(model.backbone)
+    for num_frozen in (len(stages) - 2, len(stages)):
+        freeze(model.train(), num_frozen, False, False)
+        learning = {name.rpartition(".")[0] for stage in stages[num_frozen:] for name in stage}
+        for name, module in model.backbone.named_modules():
+            if "drop" in name and "." in name:  # those of a block
+                block = name.rpartition(".")[0]
+                assert module.training == any(f"{place}.".startswith(f"{block}.") for place in learning), name
+    twice = [model(IMAGES, with_features=True)[1] for _ in range(2)]
+    assert torch.equal(*twice)
+    assert torch.equal(twice[0], model.eval()(IMAGES, with_features=True)[1])
+
+
 def test_stages_cover_every_parameter_once_and_too_many_are_refused(model):
     stages = stages_of(model.backbone)
     names = [name for stage in stages for name in stage]

@@ -51,6 +51,11 @@ def test_one_subcenter_is_arcface_and_more_take_the_nearest():
     assert torch.allclose(three(features)[:, 1], by_hand[:, 3:].amax(1), atol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "num_centers"), [("arcface", 1), ("cosface", 1), ("subcenter_arcface", 3)])
+def test_only_subcenter_arcface_has_several_centers_of_a_class(name, num_centers):
+    assert make_head(name, 8, 5, num_subcenters=3).weight.shape == (5 * num_centers, 8)
+
+
 def test_cosines_are_of_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert CosineHead(8, 5, 30.0)(make_features().bfloat16()).dtype == torch.float32
@@ -119,7 +124,7 @@ def test_an_ordinal_head_learns_the_order():
 # Neck, dropout
 
 
-def make_network(neck="none", drop_rate=0.0, num_masks=0):
+def make_network(neck="none", drop_rate=0.0, num_masks=1):
     head = make_head("linear", 8, 3)
     return Network(torch.nn.Identity(), head, drop_rate, None, make_neck(neck, 8), num_masks)
 

@@ -20,6 +20,8 @@ MEANT = {  # word -> how its line ends
     "augment=TrivialAugment": ": did you mean trivialaugment?",
     "mixing=mix-up": ": did you mean mixup?",
     "mixing=mixup, cutmix": ": write several as mixing=[mixup,cutmix]",
+    "multi_scale=32,40": ": write several as multi_scale=[32,40]",
+    "loss=[]": "loss: an empty list, but at least one is needed: leave loss out for [auto]",
     "head=linear,arcface": ": did you mean arcface?",
     "mixup=true": "unknown key 'mixup': did you mean mixing=mixup or mixup_alpha?",
     "ema=0.99": "unknown key 'ema': did you mean select=ema or ema_decay?",

@@ -220,6 +220,22 @@ def test_a_counter_that_is_in_use_is_kept():
         assert all(int(group["step"]) == 3 for group in optimizer.param_groups)
 
 
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"lamb", "lars"}))
+def test_a_step_is_as_long_for_large_weights_as_for_small_ones(name):
+    moves = []
+    for factor in (1.0, 8.0):
+        model = tiny_model()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(factor)
+                weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
+        before = weights_of(model)
+        make_optimizer(name, model, 0.01, 0.0).step()
+        moves.append(weights_of(model) - before)
+    assert moves[0].abs().max() > 1e-3
+    assert torch.allclose(*moves, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["lamb", "lars"])
 def test_layers_adapt_without_weight_decay_too(name):
     """A trust ratio makes the step of a matrix as long as the matrix, whatever the size of its gradient."""

@@ -156,6 +156,12 @@ def test_each_way_to_fail_has_its_own_reason():
     assert "--find-lr" in explained(1e-12)
 
 
+def test_a_loss_that_jumped_on_its_way_down_speaks_of_a_rate_that_is_too_large():
+    calm = [1.0] * 20 + [0.5] * 180
+    assert "stopped falling" in explain_failure(calm, [], [], 0.1)
+    assert "rises or jumps" in explain_failure([*calm[:30], 2.1, *calm[31:]], [], [], 0.1)
+
+
 def test_a_loss_that_is_not_finite_ends_it_at_once_with_the_step():
     losses = iter([2.0, 1.9, float("nan")])
     model = make_network()
@@ -177,4 +183,5 @@ def test_every_label_right_is_told_from_one_that_is_wrong():
     assert not is_all_right(one_hot(0, 1, 1), one_hot(0, 1, 2), "multiclass")
     assert is_all_right(torch.tensor([[-1.0, 2.0]]), torch.tensor([[0.0, 1.0]]), "multilabel")
     assert not is_all_right(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]]), "multilabel")
-    assert not is_all_right(torch.zeros(1, 1), torch.zeros(1, 1), "regression")
+    assert is_all_right(torch.tensor([[0.05], [1.0]]), torch.tensor([[0.0], [1.1]]), "regression")
+    assert not is_all_right(torch.tensor([[0.0], [0.8]]), torch.tensor([[0.0], [1.0]]), "regression")

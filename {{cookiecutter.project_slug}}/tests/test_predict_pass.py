@@ -194,7 +194,7 @@ def test_a_trial_of_real_models_ends_in_a_way_that_is_near_enough(copy_of_traine
     predict.main(root=copy_of_trained, wish=Wish("auto", tolerance=1e-9))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run baseline: ")]
     assert "largest difference of a probability from float32; allowed 1e-04, of less than float32 1e-09" in lines[0]
-    assert lines[1].startswith("run baseline: float32 ")
+    assert lines[1].startswith("run baseline: as trained ")
     assert "bfloat16, channels last, BatchNorm folded" in lines[1].split("; taken: ")[0]
     assert "bfloat16" not in lines[1].split("; taken: ")[1]
 

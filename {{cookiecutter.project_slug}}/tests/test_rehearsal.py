@@ -415,6 +415,14 @@ def test_a_trial_of_few_rows_tells_of_the_whole_run(root, capsys):
     assert (table["seconds_per_step"] > 0).all()
 
 
+def test_a_run_is_told_with_the_pseudo_labelled_images_that_come_to_each_real_one(root, monkeypatch):
+    gather, told = assembled.gather_rows, []
+    monkeypatch.setattr(assembled, "gather_rows", lambda *arguments: replace(gather(*arguments), num_real=20))  # of 40
+    monkeypatch.setattr(profile, "describe_run", lambda *arguments: told.append(arguments[3]) or "")
+    rehearse(root, "profile")
+    assert told == [2.0]
+
+
 @pytest.mark.parametrize("kind", REHEARSALS)
 def test_frozen_stages_stay_frozen_and_the_rest_learns_though_the_first_epoch_is_the_heads(root, kind, monkeypatch):
     seen, step = set(), assembled.trial_step

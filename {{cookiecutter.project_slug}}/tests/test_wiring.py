@@ -11,9 +11,11 @@ import torch
 from test_training import CPU, FLOAT32, Brightness, make_card
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector
 
 from kfold.config import Config
 from kfold.data.augment import Augmentation, eval_transform, train_transform
+from kfold.data.cache import FILES
 from kfold.data.loader import Batch, EpochOrder, Images, make_loader
 from kfold.model.build import build_model
 from kfold.model.heads import OrdinalHead
@@ -25,12 +27,12 @@ from kfold.setup.network import make_architecture, make_model
 from kfold.setup.objective import make_loss_terms, make_margin, make_mixer, make_objective
 from kfold.setup.rows import TrainingRows
 from kfold.setup.start import make_network
-from kfold.setup.training import make_optimizer_of, make_recipe
+from kfold.setup.training import make_averages, make_optimizer_of, make_recipe
 from kfold.training.loop import fit
 from kfold.training.losses import choose_loss
 from kfold.training.objective import Objective
 from kfold.training.optimizers import make_optimizer
-from kfold.training.schedules import Curve
+from kfold.training.schedules import SCHEDULES, Curve
 from kfold.training.state import Training
 from kfold.training.step import Moment, take_step
 
@@ -162,6 +164,19 @@ def test_the_weight_of_a_class_follows_the_mixed_target():
     assert float(step_of(config, targets, weights).total_loss) / 6 == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("words", [{"triplet_weight": 1.0}, {"center_weight": 0.5}], ids=str)
+def test_class_weights_leave_the_losses_of_features_alone(words):
+    targets, weights = torch.eye(3)[[0, 1, 2, 0, 1, 2, 2, 2]], torch.linspace(0.5, 2, 8)[:, None].expand(8, 3)
+
+    def share_of_features(**settings) -> float:
+        """The first step's loss with the term, less that without."""
+        losses = [step_of(Config(**settings, **term), targets, weights).total_loss for term in (words, {})]
+        return float(losses[0] - losses[1])
+
+    assert share_of_features() > 0.01
+    assert share_of_features(class_weights="inverse_log") == pytest.approx(share_of_features(), rel=1e-4)
+
+
 def test_numbers_of_the_settings_are_copied_to_the_device_in_the_first_step_alone(monkeypatch):
     targets, weights = torch.eye(3)[[0, 1, 2, 2]], torch.ones(4, 3)
     config = Config(class_weights="effective_number", head="arcface", margin_power=0.25)
@@ -185,20 +200,36 @@ def test_what_a_prediction_copied_first_can_be_trained_with():
     assert weight.grad.tolist() == [0.125, 0.25]
 
 
-@pytest.mark.parametrize("name", ["lamb", "adan", "adabound"])
-def test_optimizers_count_the_steps_of_a_group_from_when_it_learns(name, tmp_path):
-    paths = [tmp_path / f"{number}.png" for number in range(8)]
+def fit_grey(config, model, folder):
+    """The training of a model on eight grey images in two classes, after each of its epochs."""
+    paths = [folder / f"{number}.png" for number in range(8)]
     for path in paths:
         cv2.imwrite(str(path), np.full((32, 32, 3), 9, np.uint8))
-    config = Config(epochs=3, freeze_epochs=2, optimizer=name, lr=1e-3)
-    model = build_model("test_resnet", 2, 32)
     images = Images(paths, np.eye(2, dtype=np.float32)[np.arange(8) % 2], eval_transform(32), 32)
     batches = make_loader(images, EpochOrder(8, 4, True), 0, CPU)
-    training = Training(model, make_optimizer_of(model, config), torch.amp.GradScaler("cpu", enabled=False))
+    scaler, averages = torch.amp.GradScaler("cpu", enabled=False), make_averages(model, config)
+    training = Training(model, make_optimizer_of(model, config), scaler, averages)
     objective = Objective(choose_loss("auto", "multiclass"))
     recipe, nothing = make_recipe(config, 0), float("nan")
     for _ in fit(training, make_card(), objective, batches, None, lambda values: nothing, recipe, CPU, FLOAT32):
-        pass
+        yield training
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_swa_is_the_mean_of_the_weights_at_the_end_of_each_epoch_from_its_first_on(first, tmp_path):
+    config, ends = Config(epochs=3, swa_from_epoch=first, lr=0.01), []
+    for training in fit_grey(config, Brightness(2), tmp_path):
+        ends.append(parameters_to_vector(training.model.parameters()).detach())
+    assert (ends[0] - ends[2]).abs().min() > 1e-4
+    found = parameters_to_vector(training.averages.swa.module.parameters())
+    assert torch.allclose(found, torch.stack(ends[first - 1 :]).mean(dim=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lamb", "adan", "adabound"])
+def test_optimizers_count_the_steps_of_a_group_from_when_it_learns(name, tmp_path):
+    config = Config(epochs=3, freeze_epochs=2, optimizer=name, lr=1e-3)
+    model = build_model("test_resnet", 2, 32)
+    *_, training = fit_grey(config, model, tmp_path)
     in_head = set(model.head.parameters())
     counted = {int(group["step"]): in_head.issuperset(group["params"]) for group in training.optimizer.param_groups}
     assert counted == {6: True, 2: False}  # 3 epochs and 1 of 2 batches
@@ -234,6 +265,12 @@ def test_every_setting_reaches_its_place(made, config, renamed):
     found = {field.name: getattr(made, field.name) for field in fields(made)}
     expected = {name: renamed[name] if name in renamed else getattr(config, name) for name in found}
     assert found == expected
+
+
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+def test_only_cosine_cycles_starts_again(schedule):
+    config = Config(epochs=6, schedule="cosine_cycles", num_cycles=3).model_copy(update={"schedule": schedule})
+    assert make_recipe(config, 0).num_cycles == (3 if schedule == "cosine_cycles" else 1)
 
 
 def test_dropout_masks_and_the_power_of_gem_reach_the_network():
@@ -299,7 +336,7 @@ def test_a_model_begins_from_the_real_rows_and_not_from_pseudo_labelled_ones(tas
             input_statistics="dataset",
             prior_bias=task == "multiclass",
         )
-        model, card = make_network(rows, names, task, config, 0, CPU)
+        model, card = make_network(rows, names, task, config, 0, CPU, FILES)
         return model.state_dict(), (card.mean, card.std, card.offset, card.scale)
 
     plain_weights, plain_card = begin(2, [0, 1])
@@ -307,3 +344,15 @@ def test_a_model_begins_from_the_real_rows_and_not_from_pseudo_labelled_ones(tas
     assert pseudo_card == plain_card
     assert all(torch.equal(pseudo_weights[name], plain_weights[name]) for name in plain_weights)
     assert begin(5, [0, 1, 2, 2, 2])[1] != plain_card  # the row would be seen
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_images_are_normalised_channel_by_channel_and_stay_as_they_are(kind):
+    images = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8, generator=torch.manual_seed(0)).to(kind)
+    before, mean, std = images.clone(), (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+    found = normalize(images, mean, std)
+    assert found.shape == (2, 3, 5, 7)
+    assert torch.equal(images, before)
+    for channel in range(3):
+        wanted = (before[..., channel] / 255 - mean[channel]) / std[channel]
+        torch.testing.assert_close(found[:, channel], wanted, rtol=1e-4, atol=1e-4)

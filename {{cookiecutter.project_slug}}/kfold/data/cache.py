@@ -33,6 +33,10 @@ class Pixels:
         """Which pixels they are, wherever they come from."""
         return f"{self.rule.format} {self.rule.side}" if self.rule else "as they are"
 
+    def holds(self, paths: Sequence[Path]) -> bool:
+        """Whether all of these are in the cache."""
+        return self.folder is not None and all(str(Path(path).absolute()) in self.entries for path in paths)
+
     def reader(self, paths: Sequence[Path]) -> "FileReader | CacheReader":
         """What reads the images: a row -> (H, W, 3) uint8 RGB; raises BadImage."""
         if self.folder is None:

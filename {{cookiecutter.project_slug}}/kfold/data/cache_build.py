@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from kfold.data.cache_index import Entry, append_entries, header_of, is_current, read_index, stamp_of, to_line
+from kfold.data.cache_index import Entry, header_of, is_current, read_index, stamp_of, to_line
 from kfold.data.header import claimed_size
 from kfold.data.images import BadImage, image_kind, open_without_waiting, read_bytes
 from kfold.data.reduce import FORMATS, Rule
@@ -26,7 +26,7 @@ from kfold.data.scan import num_cores
 from kfold.errors import UserError
 from kfold.files import atomic_write, sync
 
-PART = 16  # images that a thread makes before they are listed in the index
+PART = 16  # images that a thread makes before it is asked whether to stop
 HEAD = 65_536  # bytes of a file that mostly tell its size
 MOST_GARBAGE = 0.5  # of the data file, taken by images that have changed since; more: the cache is made anew
 
@@ -116,11 +116,15 @@ def make(
     index_path, data_path, made = index_path_of(folder), data_path_of(folder), {}
     parts = [lacking[start : start + PART] for start in range(0, len(lacking), PART)]
     bar = tqdm(total=len(lacking), desc=title, unit="image", disable=not sys.stderr.isatty())
-    with data_path.open("ab", buffering=0) as data, bar, ThreadPoolExecutor(num_cores()) as pool:
-        append = partial(append_content, data, threading.Lock())
+    with (
+        data_path.open("ab", buffering=0) as data,
+        index_path.open("ab", buffering=0) as index,
+        bar,
+        ThreadPoolExecutor(num_cores()) as pool,
+    ):
+        add = partial(add_image, data, index, threading.Lock())
         try:
-            for entries in pool.map(partial(make_part, append, rule), parts):
-                append_entries(index_path, entries)
+            for entries in pool.map(partial(make_part, add, rule), parts):
                 made.update((entry.path, entry) for entry in entries)
                 bar.update(len(entries))
                 check()
@@ -131,26 +135,32 @@ def make(
     return made
 
 
-def append_content(data: FileIO, lock: threading.Lock, content: bytes) -> int:
-    """Write at the end of the data file; where that was."""
+def add_image(data: FileIO, index: FileIO, lock: threading.Lock, entry: Entry, content: bytes) -> Entry:
+    """Write the content at the end of the data file and list it at once; the entry with its place.
+
+    Whatever the number of threads, a kill leaves no more than one image that is written and not listed: contents
+    without a line would lie between those with one, and count as garbage.
+    """
     with lock:
-        offset = data.seek(0, os.SEEK_END)
-        rest = memoryview(content)
-        while len(rest):  # one call writes 2 GB at most
-            rest = rest[data.write(rest) :]
-    return offset
+        if content:
+            entry = entry._replace(offset=data.seek(0, os.SEEK_END))
+            rest = memoryview(content)
+            while len(rest):  # one call writes 2 GB at most
+                rest = rest[data.write(rest) :]
+        index.write(to_line(entry))
+    return entry
 
 
-def make_part(append: Callable[[bytes], int], rule: Rule, sources: Sequence[tuple[str, int, int]]) -> list[Entry]:
+def make_part(add: Callable[[Entry, bytes], Entry], rule: Rule, sources: Sequence[tuple[str, int, int]]) -> list[Entry]:
     entries = []
     for path, num_bytes, mtime_ns in sources:
         try:
             content, shape = FORMATS[rule.format].pack(read_bytes(Path(path)), rule.side)
         except BadImage as problem:
-            entries.append(Entry(path, num_bytes, mtime_ns, 0, 0, 0, 0, 0, str(problem)))
+            entries.append(add(Entry(path, num_bytes, mtime_ns, 0, 0, 0, 0, 0, str(problem)), b""))
         else:
-            place = append(content), len(content)
-            entries.append(Entry(path, num_bytes, mtime_ns, *place, *shape, zlib.crc32(content)))
+            entry = Entry(path, num_bytes, mtime_ns, 0, len(content), *shape, zlib.crc32(content))
+            entries.append(add(entry, content))
     return entries
 
 

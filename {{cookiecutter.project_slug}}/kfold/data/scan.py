@@ -69,8 +69,9 @@ def map_files(function: Callable[[Path], Result], paths: Sequence[Path], title: 
 
 
 def num_cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors that this process may use: several folds at once share them (kfold/parallel_folds.py)."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(found, int(os.environ.get("KFOLD_CORES") or found))
 
 
 def file_size(path: Path) -> int:

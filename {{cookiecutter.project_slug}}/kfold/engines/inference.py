@@ -7,26 +7,36 @@ import torch
 from kfold.errors import UserError
 
 ENGINES = ("torch", "openvino", "onnxruntime")
+AS_TRAINED = "as trained"
 
 
 @dataclass(frozen=True)
 class Inference:
-    """One way. Everything but `dtype` at its default is the plain way: PyTorch as the model was trained."""
+    """One way. PLAIN stands for PyTorch as each fold's own model was trained."""
 
     dtype: str = "float32"  # of autocast; of an engine, the precision that it is told to calculate in
     channels_last: bool = False
+    depthwise_float32: bool = False  # depthwise convolutions left out of autocast
     fold_batchnorm: bool = False  # into the convolution before it: kfold/engines/fold_batch_norm.py
     compiled: bool = False  # by torch.compile
     engine: str = "torch"  # of ENGINES
 
     @property
     def is_plain(self) -> bool:
-        return self == Inference(self.dtype)
+        return self.dtype == AS_TRAINED
 
     def __str__(self) -> str:
-        names = {"channels_last": "channels last", "fold_batchnorm": "BatchNorm folded", "compiled": "compiled"}
+        names = {
+            "channels_last": "channels last",
+            "depthwise_float32": "depthwise float32",
+            "fold_batchnorm": "BatchNorm folded",
+            "compiled": "compiled",
+        }
         engine = [] if self.engine == "torch" else [self.engine]
         return ", ".join([*engine, self.dtype, *(text for name, text in names.items() if getattr(self, name))])
+
+
+PLAIN = Inference(AS_TRAINED)
 
 
 def device_of(engine: str, device: torch.device) -> torch.device:

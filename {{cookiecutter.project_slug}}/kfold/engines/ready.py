@@ -10,6 +10,7 @@ from kfold.engines.converted import Forward, in_whole_batches, make_converted
 from kfold.engines.fold_batch_norm import fold_batch_norm
 from kfold.engines.inference import Inference
 from kfold.model.weights import ModelCard
+from kfold.training.depthwise import set_depthwise
 from kfold.training.losses import to_probabilities
 from kfold.training.precision import Precision, autocast
 
@@ -37,6 +38,7 @@ def make_ready(
     """
     if inference.engine != "torch":
         return Ready(make_converted(model, inference.engine, inference.dtype, batch_size), card)
+    set_depthwise(model, inference.depthwise_float32)
     if inference.fold_batchnorm:
         model = folded_or_same(model, card.task, probe[:4])
     model = model.to(device, memory_format=torch.channels_last if inference.channels_last else torch.preserve_format)

@@ -118,7 +118,7 @@ def repays(seconds: float, cost: float, seconds_now: float, race: Race) -> bool:
 
 def describe(tried: Sequence[Tried], chosen: Inference, batch_size: int, what: str) -> list[str]:
     """Lines for a person. what: differences are of, such as `probability`."""
-    limits = sorted({one.limit for one in tried if one.inference.dtype != "float32"})
+    limits = sorted({one.limit for one in tried if one.inference.dtype != "float32" and not one.inference.is_plain})
     allowed = f"{EXACT:.0e}" + "".join(f", of less than float32 {limit:.2g}" for limit in limits)
     parts = [
         f"{one.inference} {1000 * one.seconds:.1f} ({one.error:.1e})" if one.seconds < float("inf") else

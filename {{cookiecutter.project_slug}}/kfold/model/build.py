@@ -43,7 +43,7 @@ def build_model(
     pretrained_path: str = "",
     architecture: Architecture = DEFAULT,
     drop_path_rate: float = 0.0,
-    multi_sample_dropout: int = 0,
+    multi_sample_dropout: int = 1,
 ) -> Network:
     """A model (B, 3, image_size, image_size) float -> logits (B, num_outputs).
 

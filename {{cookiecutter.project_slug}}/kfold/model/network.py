@@ -22,7 +22,7 @@ class Network(nn.Module):
     """Images (B, 3, H, W) float -> logits (B, C).
 
     backbone: images -> features (B, D), or what `pooling` makes (B, D) of. neck: features -> features. head: features
-    -> logits. num_masks: of dropout in training, whose logits are averaged; 0 or 1 is plain dropout. Source: Inoue,
+    -> logits. num_masks: of dropout in training, whose logits are averaged; 1: plain dropout. Source: Inoue,
     Multi-Sample Dropout for Accelerated Training and Better Generalization, arxiv.org/abs/1905.09788
     """
 
@@ -33,7 +33,7 @@ class Network(nn.Module):
         drop_rate: float = 0.0,
         pooling: nn.Module | None = None,
         neck: nn.Module | None = None,
-        num_masks: int = 0,
+        num_masks: int = 1,
     ):
         super().__init__()
         self.backbone, self.pooling, self.neck = backbone, pooling or nn.Identity(), neck or nn.Identity()

@@ -24,7 +24,7 @@ def set_zero_gamma(backbone: nn.Module, name: str, choice: str) -> None:
         return
     scales = list(last_scales(backbone))
     if not scales:
-        raise UserError(f"zero_gamma={choice}: {name} has no residual blocks that it knows: leave zero_gamma out")
+        raise UserError(f"zero_gamma={choice}: {name} has no residual blocks that end in a norm: leave zero_gamma out")
     with torch.no_grad():
         for scale in scales:
             scale.fill_(0.0 if choice == "on" else 1.0)

@@ -19,14 +19,14 @@ from kfold.training.overfit import (
     refuse_wrong_head,
 )
 from kfold.training.precision import autocast
-from kfold.training.predicting import refuse_unreadable
+from kfold.training.predicting import refuse_unreadable, standardized
 
 # What keeps the loss of one batch above what can be reached, or makes the batch another one at each step. The loss
 # itself, the head, the optimizer, what is frozen, the number format and accumulation stay as in the experiment.
 PLAIN = {
     "augment": "none", "hflip": False, "vflip": False, "rotate90": False, "crop_scale": 0.0, "color_jitter": 0.0,
     "fancy_pca": 0.0, "cutout": 0.0, "random_erasing": 0.0, "mixing": (), "multi_scale": (), "progressive": (),
-    "plain_epochs": 0, "drop_rate": 0.0, "drop_path_rate": 0.0, "multi_sample_dropout": 0, "label_smoothing": 0.0,
+    "plain_epochs": 0, "drop_rate": 0.0, "drop_path_rate": 0.0, "multi_sample_dropout": 1, "label_smoothing": 0.0,
     "flooding": 0.0, "ohem_share": 1.0, "triplet_weight": 0.0, "center_weight": 0.0, "l1_penalty": 0.0,
     "weight_decay": 0.0, "freeze_epochs": 0, "clean_labels": 0.0, "clean_labels_from": (), "pseudo_from": (),
     "distill_from": (), "consistency_weight": 0.0, "ema_decay": 0.0, "swa_from_epoch": 0, "workers": 0,
@@ -62,7 +62,8 @@ def overfit_batch(chosen: ChosenFold) -> None:
         problem = explain_failure(losses, silent, conflicts, lr)
         if "stopped falling" not in problem or not is_learned(fold, batch, task):
             raise UserError(f"--overfit-batch: {problem}")
-        course += ", where it stays: every label is right, and this loss or head gets no lower"
+        right = "every target is nearly right" if task == "regression" else "every label is right"
+        course += f", where it stays: {right}, and this loss or head gets no lower"
     unused = f"; no gradient reaches {', '.join(silent[:3])}: is that unused on purpose?" if silent else ""
     print(f"  learned: {course}{unused}")
 
@@ -87,7 +88,7 @@ def is_learned(fold: AssembledFold, batch: Batch, task: str) -> bool:
     if isinstance(fold.training.model.head, OrdinalHead):
         medians = (logits.softmax(dim=1).cumsum(dim=1)[:, :-1] < 0.5).sum(dim=1)
         return torch.equal(medians, batch.targets.argmax(dim=1))
-    return is_all_right(logits, batch.targets, task)
+    return is_all_right(logits, standardized(batch.targets, fold.card), task)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from kfold.artifacts import Workspace
 from kfold.config import Competition, Config
 from kfold.data.augment import eval_transform
+from kfold.data.cache import Pixels
 from kfold.data.doubt import label_losses, most_doubtful
 from kfold.data.folds import Folds
 from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
@@ -29,11 +30,12 @@ from kfold.errors import UserError
 from kfold.model.weights import ModelCard
 from kfold.report.spreadsheet import to_spreadsheet, unguard
 from kfold.seals import refuse_broken_seal, write_sealed
+from kfold.setup.pixels import recorded_pixels
 from kfold.setup.rows import TrainingRows
 from kfold.setup.terms import Teacher, load_teachers, refuse_other_outputs
 from kfold.stopping import Stop
-from kfold.training.precision import Precision
 from kfold.training.predicting import predict_logits, same, to_target_units
+from kfold.training.speed import Speed, arrange, fallback, prediction_speed
 
 KEY = "clean_labels_from"
 
@@ -48,7 +50,6 @@ def drop_doubtful(
     targets: Targets,
     rows: TrainingRows,
     device: torch.device,
-    precision: Precision,
     stop: Stop,
 ) -> TrainingRows:
     """The rows without those real ones whose labels are doubted most; they are listed in dropped.csv.
@@ -63,7 +64,9 @@ def drop_doubtful(
     if dropped is None:
         judges = load_teachers(workspace, config.clean_labels_from, number, folds.stamp)
         refuse_other_outputs(judges, facts.task, targets.names, KEY)
-        doubts = judge(judges, rows, facts.task, config, device, precision, stop.check)
+        paths = rows.train_paths[: rows.num_real]
+        pixels = {run: recorded_pixels(workspace, run, config, paths, 1, stop.check) for run in judges}
+        doubts = judge(judges, pixels, rows, facts.task, config, device, stop.check)
         dropped = write_dropped(path, rows, doubts, facts.task, config.clean_labels, judges)
     print(f"  clean_labels: {len(dropped)} of {rows.num_real} rows left out, see {path}")
     return without(rows, dropped)
@@ -79,36 +82,47 @@ def without(rows: TrainingRows, dropped: np.ndarray) -> TrainingRows:
 
 def judge(
     judges: dict[str, Teacher],
+    pixels: dict[str, Pixels],
     rows: TrainingRows,
     task: str,
     config: Config,
     device: torch.device,
-    precision: Precision,
     between_batches: Callable[[], None],
 ) -> np.ndarray:
-    """How much the judges' mean prediction doubts the label of each real row, (num_real,)."""
+    """How much the judges' mean prediction doubts the label of each real row, (num_real,).
+
+    pixels: those that each judge was trained on.
+    """
     targets = rows.train_targets[: rows.num_real]
-    models = [model for teacher in judges.values() for model in teacher.models]
-    answers = [predict_rows(model, card, rows, config, device, precision, between_batches) for model, card in models]
+    answers = []
+    for run, one in judges.items():
+        if told := fallback(one.manifest, config.precision, device):
+            print(f"  clean_labels_from {run}: {told}")
+        speed = prediction_speed(one.manifest, config.precision, device)
+        for model, card in one.models:
+            answers.append(predict_rows(model, card, pixels[run], rows, config, device, speed, between_batches))
     return label_losses(np.mean(answers, axis=0, dtype=np.float64), targets, task)
 
 
 def predict_rows(
     model: torch.nn.Module,
     card: ModelCard,
+    pixels: Pixels,
     rows: TrainingRows,
     config: Config,
     device: torch.device,
-    precision: Precision,
+    speed: Speed,
     between_batches: Callable[[], None],
 ) -> np.ndarray:
-    """Predictions (num_real, C) of the real training rows, without augmentation."""
+    """Predictions (num_real, C) of the real training rows, without augmentation, computed as the judge was trained."""
     paths, targets = rows.train_paths[: rows.num_real], rows.train_targets[: rows.num_real]
-    images = Images(paths, targets, eval_transform(card.image_size, card.center_crop), card.image_size)
+    transform, read = eval_transform(card.image_size, card.center_crop), pixels.reader(paths)
+    images = Images(paths, targets, transform, card.image_size, read=read)
     order = EpochOrder(len(images), 2 * config.batch_size, False)
     loader = make_loader(images, order, workers_for(images, order, config.workers, device, between_batches), device)
     batches = tqdm(read_batches(loader), "judge labels", len(loader), disable=None, leave=False)
-    logits = predict_logits(model.to(device), batches, [same], card, device, precision, None, between_batches)[0]
+    model, precision = arrange(model.to(device), speed), speed.precision("as in training")
+    logits = predict_logits(model, batches, [same], card, device, precision, None, between_batches)[0]
     return to_target_units(logits, card).numpy()
 
 

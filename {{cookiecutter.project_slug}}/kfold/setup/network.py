@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from kfold.config import Config
+from kfold.data.cache import Pixels
 from kfold.data.input_statistics import dataset_statistics
 from kfold.errors import UserError
 from kfold.losses.center import add_centers
@@ -118,10 +119,9 @@ def make_card(
     )
 
 
-def with_input(card: ModelCard, config: Config, paths: Sequence[Path]) -> ModelCard:
-    """The card with what is done to an image before the model sees it; paths: the fold's real training images."""
-    card = replace(card, center_crop=config.center_crop)
+def with_input(card: ModelCard, config: Config, paths: Sequence[Path], pixels: Pixels) -> ModelCard:
+    """The card with the statistics that images are normalised by; paths: the fold's real training images."""
     if config.input_statistics == "backbone":
         return card
-    mean, std = dataset_statistics(paths, config.image_size, config.center_crop, "input statistics")
+    mean, std = dataset_statistics(paths, config.image_size, config.center_crop, "input statistics", pixels)
     return replace(card, mean=mean, std=std)

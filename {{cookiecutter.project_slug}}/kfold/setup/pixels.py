@@ -48,12 +48,21 @@ def recorded_pixels(
 ) -> Pixels:
     """The pixels that a finished run was trained on; a run without pixels.json saw the files as they are.
 
-    Prints nothing but that a cache is made: it is asked for often.
+    Prints nothing but that a cache is made.
     """
     rule = read_record(workspace, run)
     if rule is None:
         return Pixels()
     return with_cache(workspace, config, rule, [str(Path(path).absolute()) for path in paths], times, check)
+
+
+def cached_pixels(workspace: Workspace, run: str, config: Config, paths: Sequence[Path]) -> Pixels:
+    """What the cache of a finished run holds of these images, looked up once; without those that it lacks."""
+    rule = read_record(workspace, run)
+    if rule is None or config.cache == "off":
+        return Pixels(rule)
+    folder = workspace.cache_dir(config.cache_folder) / rule.name
+    return Pixels(rule, folder, look_up(folder, rule, [str(Path(path).absolute()) for path in paths])[0])
 
 
 def read_record(workspace: Workspace, run: str) -> Rule | None:

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from kfold.config import Config
+from kfold.data.cache import Pixels
 from kfold.model.weights import ModelCard
 from kfold.setup.network import make_card, make_model, with_input
 from kfold.setup.rows import TrainingRows
@@ -14,7 +15,13 @@ from kfold.training.state import Training
 
 
 def make_network(
-    rows: TrainingRows, names: tuple[str, ...], task: str, config: Config, number: int, device: torch.device
+    rows: TrainingRows,
+    names: tuple[str, ...],
+    task: str,
+    config: Config,
+    number: int,
+    device: torch.device,
+    pixels: Pixels,
 ) -> tuple[nn.Module, ModelCard]:
     """The fold's model and its card, by the real training rows.
 
@@ -23,7 +30,7 @@ def make_network(
     paths, values = rows.train_paths[: rows.num_real], rows.train_targets[: rows.num_real]
     model = make_model(config, task, number, values).to(device)
     refuse_frozen(model)  # PyTorch makes no optimizer of nothing
-    return model, with_input(make_card(model, config, task, names, values), config, paths)
+    return model, with_input(make_card(model, config, task, names, values), config, paths, pixels)
 
 
 def make_training(model: nn.Module, config: Config, speed: Speed, device: torch.device) -> Training:

@@ -1,6 +1,6 @@
 """What joins the loss of a fold: of features and weights, of teachers, of images without labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from kfold.training.terms import Term, consistency, distillation
 @dataclass(frozen=True)
 class Teacher:
     weights_sha256: str
+    manifest: Mapping  # of its fold
     models: list[tuple[nn.Module, ModelCard]]
 
 
@@ -43,7 +44,7 @@ def load_teachers(workspace: Workspace, runs: Sequence[str], number: int, fold_s
         refuse_unsafe_teacher(manifest, run, number, fold_stamp)
         artifacts.verify_files(folder, manifest, list(manifest["weights"]))
         models = [load_model(folder / name) for name in manifest["weights"]]
-        teachers[run] = Teacher(manifest["weights_sha256"], models)
+        teachers[run] = Teacher(manifest["weights_sha256"], manifest, models)
     return teachers
 
 

@@ -98,6 +98,7 @@ def make_saver(
         "device": device_name(device),
         "precision": speed.dtype,
         "speed": str(speed),
+        **({"threads": str(torch.get_num_threads())} if device.type == "cpu" else {}),  # sums are split among them
         **artifacts.environment(),
     }
     return Saver(

@@ -61,7 +61,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "lars": lars,
     "novograd": timm.optim.NvNovoGrad,  # arxiv.org/abs/1905.11286
     # arxiv.org/abs/1804.04235. torch's own scales the rate by the size of the weights and caps it at 1 / sqrt(step).
-    "adafactor": lambda groups, **options: timm.optim.Adafactor(groups, scale_parameter=False, **options),
+    "adafactor": timm.optim.Adafactor,
     "adabelief": timm.optim.AdaBelief,  # arxiv.org/abs/2010.07468
     "adabound": adabound,
     "adan": timm.optim.Adan,  # arxiv.org/abs/2208.06677

@@ -42,10 +42,17 @@ def choose_precision(wish: str, device: torch.device) -> Precision:
         return Precision(getattr(torch, wish), "as configured")
     if device.type != "cuda":
         return Precision(torch.float32, f"auto: {device.type} gains from less only for some models (try bfloat16)")
-    # is_bf16_supported() alone says yes on a T4, where bfloat16 is emulated and slow.
-    if torch.cuda.is_bf16_supported(including_emulation=False):
+    if has_format("bfloat16", device):
         return Precision(torch.bfloat16, f"auto: {torch.cuda.get_device_name()} has bfloat16 in hardware")
     return Precision(torch.float16, f"auto: {torch.cuda.get_device_name()} lacks bfloat16, float16 with loss scaling")
+
+
+def has_format(dtype: str, device: torch.device) -> bool:
+    """Whether the device calculates in it by itself."""
+    if dtype != "bfloat16" or device.type != "cuda":
+        return True
+    # is_bf16_supported() alone says yes on a T4, where bfloat16 is emulated and slow.
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -1,7 +1,7 @@
 """Learning rate schedules: (where a step is, what shapes the curve) -> factor of the peak, 1 at its start.
 
-Every schedule but one_cycle comes after a linear warm-up; none goes below `min_lr`. A rate is a pure function of the
-step and of the losses in the log, so a resumed training needs no state of its own for it.
+Every schedule but one_cycle comes after a linear warm-up; after it none goes below `min_lr`. A rate is a pure function
+of the step and of the losses in the log, so a resumed training needs no state of its own for it.
 """
 
 import math

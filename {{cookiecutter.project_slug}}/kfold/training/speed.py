@@ -12,7 +12,7 @@ from torch import nn
 from kfold.training.compiling import compiled_forward
 from kfold.training.depthwise import set_depthwise
 from kfold.training.freed_memory import keep_freed_memory
-from kfold.training.precision import Precision, choose_precision
+from kfold.training.precision import Precision, choose_precision, has_format
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -57,13 +57,31 @@ def plain_speed(wish: str, device: torch.device) -> Speed:
 
 
 def prediction_speed(manifest: Mapping, wish: str, device: torch.device) -> Speed:
-    """How a fold predicts: in the number format and layout that it was trained in, where the device is of that type.
+    """How a fold predicts: in the number format and layout that it was trained in, where the device has them.
 
     manifest: of the fold. wish: the config's `precision`, for another device.
     """
     if manifest.get("device") != device.type or "speed" not in manifest:
         return plain_speed(wish, device)
-    return replace(parse_speed(manifest["speed"]), compiled=False, fused=False)
+    speed = replace(parse_speed(manifest["speed"]), compiled=False, fused=False)
+    # A run of an A100 that is predicted on a T4, which would emulate bfloat16.
+    return speed if wish == speed.dtype or has_format(speed.dtype, device) else plain_speed(wish, device)
+
+
+def fallback(manifest: Mapping, wish: str, device: torch.device) -> str:
+    """What `prediction_speed` does otherwise than the training did, for the person; empty: nothing."""
+    if "speed" not in manifest:
+        return ""
+    trained, here = parse_speed(manifest["speed"]), prediction_speed(manifest, wish, device)
+    if is_alike(trained, here):
+        return ""
+    return f"trained in {trained} on {manifest['device']}, which this {device.type} is no match for: {here} here"
+
+
+def is_alike(speed: Speed, other: Speed) -> bool:
+    """Whether they predict in the same format and layout."""
+    switches = ("dtype", "channels_last", "depthwise_float32")
+    return all(getattr(speed, name) == getattr(other, name) for name in switches)
 
 
 def arrange(model: nn.Module, speed: Speed) -> nn.Module:

@@ -3,8 +3,9 @@
 1. Number format, memory layout and depthwise format are timed in every combination, since they depend on one another:
    in rounds, one turn each, and whoever falls far behind the leader is not timed any more.
 2. torch.compile is tried on the fastest of each number format, where the steps to come can repay it.
-3. The optimizer's one kernel, then kept memory: each is tried on the fastest so far, because what they save does not
-   depend on the rest. If it does by no more than 0.5% either way, the choice is within 5% of the best combination.
+3. The optimizer's one kernel, then kept memory: each is tried on the fastest so far, because the share that they save
+   does not depend on the rest; with and without torch.compile, whose cost they do not reduce. If the share differs by
+   no more than 0.5% either way, the choice is within 5% of the best combination.
 """
 
 import statistics
@@ -74,14 +75,18 @@ def search(
     is_complete = all(trial.note != NO_TIME for trial in trials)
     for dtype in dict.fromkeys(speed.dtype for speed in first):
         of_dtype = [trial for trial in trials if trial.speed.dtype == dtype and trial.seconds is not None]
-        if of_dtype and compile_estimate < min(timer.time_left(), most_saved(trials, num_steps)):
-            fastest = min(of_dtype, key=lambda trial: trial.seconds)
+        fastest = min(of_dtype, key=lambda trial: trial.seconds, default=None)
+        if fastest is None or compile_estimate >= timer.time_left():
+            continue
+        if fastest.seconds / LARGEST_GAIN + compile_estimate / num_steps < least_cost(trials, num_steps):
             trials.append(compare(fastest, replace(fastest.speed, compiled=True), timer))
-    for switch in switches:
-        chosen = pick(trials, num_steps)
+    for switch, is_compiled in product(switches, (False, True)):
+        chosen = pick([trial for trial in trials if trial.speed.compiled == is_compiled], num_steps)
+        if chosen is None or chosen.compile_seconds / num_steps > least_cost(trials, num_steps):
+            continue  # compiling takes longer than all steps without it
         if timer.time_left() <= 0:
             is_complete = False
-        elif chosen is not None:
+        else:
             trials.append(compare(chosen, replace(chosen.speed, **{switch: True}), timer))
     return trials, is_complete
 
@@ -91,15 +96,14 @@ def pick(trials: Sequence[Trial], num_steps: int) -> Trial | None:
 
     So the trials of a short run serve a long one, too.
     """
-    least = min((trial.cost(num_steps) for trial in trials), default=float("inf"))
+    least = least_cost(trials, num_steps)
     near = [trial for trial in trials if trial.cost(num_steps) <= (1 + WORTH_A_SWITCH) * least < float("inf")]
     return min(near, key=lambda trial: (trial.speed.num_switches, trial.cost(num_steps)), default=None)
 
 
-def most_saved(trials: Sequence[Trial], num_steps: int) -> float:
-    """Seconds that compiling may save in so many steps, at the very most."""
-    fastest = min((trial.seconds for trial in trials if trial.seconds is not None), default=0.0)
-    return num_steps * fastest * (1 - 1 / LARGEST_GAIN)
+def least_cost(trials: Sequence[Trial], num_steps: int) -> float:
+    """Seconds a step; infinite where all were left out."""
+    return min((trial.cost(num_steps) for trial in trials), default=float("inf"))
 
 
 def race(entrants: Sequence[Speed], timer: Timer) -> list[Trial]:

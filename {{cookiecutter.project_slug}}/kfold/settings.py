@@ -77,8 +77,9 @@ def describe_problem(kind: type[Settings], source: str, problem: Any) -> list[st
         error = problem["ctx"]["error"]
         return [f"{source}: {text}" for text in getattr(error, "problems", [error])]
     if problem["type"] == "too_short":
-        default = show(kind.model_fields[key].default)
-        return [f"{source}: {key}: an empty list, but at least one is needed: leave {key} out for {default}"]
+        field = kind.model_fields[key]
+        remedy = "name one" if field.is_required() else f"leave {key} out for {show(field.default)}"
+        return [f"{source}: {key}: an empty list, but at least one is needed: {remedy}"]
     said = problem["msg"][0].lower() + problem["msg"][1:].replace("tuple", "list")
     return [f"{source}: {key}: {said}, not {reprlib.repr(problem['input'])}{hint_for_value(kind, problem)}"]
 

@@ -70,7 +70,7 @@ WHOLE_FACTS = {
     "NUL": (FACTS.encode() + b"\0", ("line 4: ", r"holds the character '\x00'")),
     "a folder": (None, ("is a folder or a device: put",)),
     "two targets": (FACTS.replace("label", "a, b").encode(), ("task multiclass has one target column, not 2",)),
-    "no target": (FACTS.replace("label", "").encode(), ("target_columns: ", "at least 1 item")),
+    "no target": (FACTS.replace("label", "").encode(), ("target_columns: an empty list", ": name one")),
     "target is a text": (FACTS.replace("[label]", "label").encode(), ("target_columns: ", "valid list, not 'label'")),
     "target is a number": (FACTS.replace("label", "5").encode(), ("target_columns.0: ", "valid string, not 5")),
     "target named as in folds.csv": (FACTS.replace("label", "fold").encode(), ("'fold' has the name of a column",)),

@@ -89,8 +89,10 @@ def load(folder: Path, size: int, batch_size: int, cached: bool) -> None:
     from kfold.data.reduce import Rule, side_for
     from kfold.data.workers import workers_for
     from kfold.model.weights import normalize
+    from kfold.training.freed_memory import keep_freed_memory
     from kfold.training.precision import choose_device
 
+    keep_freed_memory(True)  # as `speed: auto` has found best for every network so far
     device, augmentation = choose_device(), Augmentation(hflip=True)
     paths = sorted(folder.glob("*.jpg"))
     rule = Rule(side_for(size, least_share(augmentation), size), "raw")

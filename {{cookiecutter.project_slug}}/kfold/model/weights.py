@@ -71,6 +71,8 @@ def read_card(values: Mapping) -> ModelCard:
 def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """(B, H, W, 3), uint8 or float32 -> (B, 3, H, W) float32 with the given statistics (0..1), on the same device."""
     statistics = on_device(images.device, mean, std) * 255
-    of_row = statistics.repeat(1, images.shape[2])  # whole rows of pixels: on a CPU faster than by channel
-    rows = images.flatten(2).to(torch.float32, copy=True).sub_(of_row[0]).div_(of_row[1])
-    return rows.view(images.shape).permute(0, 3, 1, 2)
+    factor = 1 / statistics[1]
+    scale, shift = torch.stack([factor, -statistics[0] * factor]).repeat(1, images.shape[2])
+    # Whole rows of pixels, in one pass: on a CPU faster than by channel, or than to subtract and then divide.
+    rows = images.flatten(2).to(torch.float32, copy=True)
+    return torch.addcmul(shift, rows, scale, out=rows).view(images.shape).permute(0, 3, 1, 2)

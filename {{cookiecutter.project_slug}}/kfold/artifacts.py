@@ -8,6 +8,7 @@ import hashlib
 import json
 import platform
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from kfold.files import atomic_write, file_sha256, locked
 from kfold.predictions import Predictions, read_predictions
 from kfold.seals import refuse_broken_seal, remove_sealed, write_sealed
 from kfold.settings import Settings, build_settings, difference, settings_to_yaml
+from kfold.shards import Shard
 from kfold.strict_yaml import read_yaml
 
 SELF_DIGEST = "manifest_sha256"  # key of a manifest: over its other keys
@@ -155,6 +157,16 @@ class Workspace:
     def predictions_path(self, run: str, fold: int, rows: str) -> Path:
         """rows: oof or test."""
         return self.fold_dir(run, fold) / f"{rows}.parquet"
+
+    def shard_dir(self, run: str, fold: int, shard: Shard) -> Path:
+        """A shard of the test rows, with a test.parquet and a manifest of its own; it goes when all are merged."""
+        return self.fold_dir(run, fold) / f"shard-{shard.number}-of-{shard.count}"
+
+    def shards(self, run: str, fold: int) -> list[Shard]:
+        """The shards that are done, in order."""
+        names = [path.parent.name for path in self.fold_dir(run, fold).glob("shard-*/manifest.json")]
+        matches = [re.fullmatch(r"shard-(\d+)-of-(\d+)", name) for name in names]
+        return sorted(Shard(int(match[1]), int(match[2])) for match in matches if match)
 
     def speed_path(self, run: str) -> Path:
         """How its training steps are computed, on each kind of device; made by the first fold that trains."""
@@ -358,7 +370,17 @@ def forget_fold(workspace: Workspace, run: str, number: int) -> None:
     others = (workspace.skipped_path(run, number), workspace.log_path(run, number))
     for path in (*others, *predictions, *folder.glob("*.safetensors")):
         path.unlink(missing_ok=True)
+    delete_shards(folder)
     remove_sealed(workspace.dropped_path(run, number))
+
+
+def delete_shards(folder: Path, but: int = 0) -> None:
+    """Those of a fold, each manifest first, `but` those of so many."""
+    for path in folder.glob("shard-*-of-*"):
+        if path.name.endswith(f"-of-{but}"):
+            continue
+        (path / "manifest.json").unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)  # what another process holds open says nothing without its manifest
 
 
 def delete_states(workspace: Workspace, run: str, number: int) -> None:
@@ -479,9 +501,25 @@ def mix_sha256(shares: Mapping[str, float], files: Mapping[str, Mapping]) -> str
 def forget_predictions(folder: Path, manifest: Mapping) -> dict:
     """Take the prediction files out of the manifest before they are rewritten: a kill leaves them "not done"."""
     files = {name: entry for name, entry in manifest["files"].items() if name not in ("oof.parquet", "test.parquet")}
-    kept = {key: value for key, value in manifest.items() if key not in ("predicted", "unreadable_test_ids")}
+    stale = ("predicted", "planned", "unreadable_test_ids")
+    kept = {key: value for key, value in manifest.items() if key not in stale}
     save_manifest(folder, {**kept, "files": files})
     return {**kept, "files": files}
+
+
+def is_predicted(manifest: Mapping, request: Mapping[str, object]) -> bool:
+    """Whether all test rows of a fold are predicted as asked for, and every image could be read."""
+    return manifest.get("predicted") == request and not manifest["unreadable_test_ids"]
+
+
+def plan_of(manifest: Mapping) -> dict:
+    """What all predictions of a fold are made with, as its held-out rows were; empty where these are not predicted yet.
+
+    request: weights, views, way and test ids; predicted_as: that way on the machine that went it.
+    """
+    if "planned" in manifest or "predicted" not in manifest:
+        return manifest.get("planned", {})
+    return {"request": manifest["predicted"], "predicted_as": manifest.get("predicted_as")}
 
 
 def forget_weights(folder: Path) -> None:

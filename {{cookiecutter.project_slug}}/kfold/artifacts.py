@@ -193,6 +193,15 @@ class Workspace:
         """Where the time of training goes. suffix: csv or png."""
         return self.run_dir(run) / f"profile.{suffix}"
 
+    @property
+    def importing_dir(self) -> Path:
+        """Where a teammate's runs lie until they are checked; another process's lock lies beside them."""
+        return self.runs_dir / ".import"
+
+    def origin_path(self, run: str) -> Path:
+        """Where an imported run comes from."""
+        return self.run_dir(run) / "imported.json"
+
     def begun_folds(self, run: str) -> list[int]:
         """Folds that hold a saved state: their training goes on from it."""
         states = [*self.run_dir(run).glob("*/state.pt"), *self.run_dir(run).glob("*/previous.pt")]

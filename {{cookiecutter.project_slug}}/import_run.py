@@ -50,6 +50,7 @@ class Import:
     settings: Settings
     manifests: Mapping[int, dict]
     scores: FoldScores
+    minutes: float
     notes: Sequence[str]
 
 
@@ -167,13 +168,14 @@ def check(
             raise UserError(problems)
         data = read_data(workspace, facts, folds, settings.limit)
         problems, scores = check_run(staged, run, settings, data, copied.manifests)
+        minutes = sum(float(manifest.get("minutes", 0)) for manifest in copied.manifests.values())
         notes += more + notes_of(staged, run, settings, copied.manifests)
     except (LookupError, TypeError, ValueError, AttributeError) as error:  # a stranger's JSON may hold anything
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{source / run}: says things that no stage writes ({reason})") from None
     if problems:
         raise UserError(problems)
-    return Import(run, new, settings, copied.manifests, scores, notes)
+    return Import(run, new, settings, copied.manifests, scores, minutes, notes)
 
 
 def read_data(workspace: Workspace, facts: Competition, every: Folds, limit: int) -> Data:
@@ -226,7 +228,7 @@ def ledger_row(workspace: Workspace, one: Import, metric: str) -> dict[str, obje
         "oof_low": scores.low,
         "oof_high": scores.high,
         "fold_scores": " ".join(f"{score:.5f}" for score in scores.by_fold.values()),
-        "minutes": round(sum(float(manifest.get("minutes", 0)) for manifest in one.manifests.values()), 2),
+        "minutes": round(one.minutes, 2),
     }
 
 

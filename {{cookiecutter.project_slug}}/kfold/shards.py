@@ -25,7 +25,7 @@ class Shard:
         """Which of the rows it has: its share of the batches, none where there are more shards than batches."""
         num_batches = -(-num_rows // batch_size)
         first, end = (place * num_batches // self.count for place in (self.number - 1, self.number))
-        return slice(min(first * batch_size, num_rows), min(end * batch_size, num_rows))
+        return slice(num_rows * (self.number - 1) // self.count, num_rows * self.number // self.count)
 
 
 WHOLE = Shard()

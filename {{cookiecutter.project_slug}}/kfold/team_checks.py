@@ -46,7 +46,7 @@ def check_run(
             columns = (1 + (rows == "pseudo")) * len(data.targets.names) + PROVENANCE_COLUMNS
             if path.exists():
                 with found.collect():
-                    refuse_bomb(path, len(most), columns)
+                    refuse_bomb(path, 2 * len(most) + 1000, columns)  # which ids are too many is told by name
     if found.problems:
         return found.problems, None
     for number, manifest in manifests.items():

@@ -303,7 +303,6 @@ def register_run(
     Raises UserError when folds of the run were made, or begun, with other settings, or are being trained.
     """
     refuse_odd_name(run)
-    folder = workspace.run_dir(run)
     finished = [*workspace.trained_folds(run), *([ALL_DATA] if workspace.has_full_fit(run) else [])]
     if overwrite and set(finished) - set(folds) == {ALL_DATA}:
         folds = [*folds, ALL_DATA]  # a full-data fit of other settings than all folds could not be told from theirs

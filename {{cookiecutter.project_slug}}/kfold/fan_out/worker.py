@@ -71,7 +71,7 @@ def train_on_node(
     say(state="starts", node=socket.gethostname(), started=time.time())
     here = Path(root)
     if storage:
-        here = pull_inputs(storage.rpartition("/runs/")[0], inputs, Path(node_dir).expanduser())
+        here = pull_inputs(storage.rpartition("/runs/")[0], inputs, Path(os.path.expandvars(node_dir)).expanduser())
         pull_fold(storage, here / run, fold)
     if not (here / words[0]).exists():
         return f"{socket.gethostname()} sees no {here / words[0]}: share this folder with it, or use --storage"

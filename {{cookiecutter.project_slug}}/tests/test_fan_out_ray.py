@@ -157,7 +157,7 @@ def test_a_fold_of_a_lost_node_goes_on_elsewhere_from_what_was_stored(cluster, r
     assert stop.struck_at
     assert "try 2" in capsys.readouterr().out
     assert same_as(root, "lost", 0, undisturbed)
-    logs = [path for path in folders.glob("*/*/runs/lost/fold0/log.csv")]
+    logs = list(folders.glob("*/*/runs/lost/fold0/log.csv"))
     assert len(logs) == 2  # both nodes worked on it
     assert not states(tmp_path)
     add_node(cluster)

@@ -16,7 +16,7 @@ import argparse
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import competition
@@ -81,6 +81,11 @@ def main(
         collect(workspace, urls, settings, numbers, all_folds.stamp)
     undone = [task for task in tasks if not artifacts.is_done(workspace, task.run.name, task.number, all_folds.stamp)]
     print(f"{len(tasks)} trainings, of which {len(tasks) - len(undone)} were done before")
+
+    def log_of(task: Task) -> str:
+        path = workspace.output_path(task.run.name, task.number)
+        return f"{urls[task.run]}/{path.parent.name}/{path.name}" if storage else str(path)
+
     outcomes: Mapping[Task, Outcome] = {}
     if undone:
         inputs = send_inputs(workspace, facts, settings, urls, storage) if storage else ""
@@ -88,7 +93,7 @@ def main(
     if storage and undone:
         collect(workspace, urls, settings, numbers, all_folds.stamp)
     sum_up(workspace, facts, all_folds, settings, {task.run for task in undone})
-    judge(workspace, outcomes, stop)
+    judge(outcomes, log_of, stop)
     print(f"next: python predict.py --run {' '.join(run.name for run in runs)}, then python stack.py")
 
 
@@ -168,14 +173,11 @@ def sum_up(
             train.summarize(workspace, run.name, config, rows, targets, metric, run in trained)
 
 
-def judge(workspace: Workspace, outcomes: Mapping[Task, Outcome], stop: Stop) -> None:
+def judge(outcomes: Mapping[Task, Outcome], log_of: Callable[[Task], str], stop: Stop) -> None:
     """Raise UserError that names the folds which failed, else Interrupted where some were stopped."""
     if failed := {task: outcome for task, outcome in outcomes.items() if outcome.state == "failed"}:
         raise UserError(
-            [
-                f"{task.name} failed, see {workspace.output_path(task.run.name, task.number)}: {outcome.problem}"
-                for task, outcome in failed.items()
-            ]
+            [f"{task.name} failed, see {log_of(task)}: {outcome.problem}" for task, outcome in failed.items()]
         )
     stop.check()
     if stopped := [task.name for task, outcome in outcomes.items() if outcome.state == "stopped"]:

@@ -243,13 +243,13 @@ def test_a_signal_to_the_driver_lets_every_training_save_and_starts_no_other(clu
     assert len(list(tmp_path.glob("runs/a/fold*/begins"))) == 2
 
 
-def test_what_was_stopped_or_failed_decides_how_the_command_ends(root):
-    tasks = make_tasks([Run("a", "a.yaml", ())], [0, 1])
-    workspace = Workspace(root)
-    with pytest.raises(UserError, match=r"^a, fold 1 failed, see .*/runs/a/fold1/output.log: no such image$"):
-        fan_out.judge(workspace, {tasks[0]: Outcome("stopped"), tasks[1]: Outcome("failed", "no such image")}, Stop())
+def test_what_was_stopped_or_failed_decides_how_the_command_ends():
+    first, second = make_tasks([Run("a", "a.yaml", ())], [0, 1])
+    stopped, failed = Outcome("stopped"), Outcome("failed", "no such image")
+    with pytest.raises(UserError, match=r"^a, fold 1 failed, see log of a, fold 1: no such image$"):
+        fan_out.judge({first: stopped, second: failed}, lambda task: f"log of {task.name}", Stop())
     with pytest.raises(Interrupted, match="a, fold 0 was stopped"):
-        fan_out.judge(workspace, {tasks[0]: Outcome("stopped"), tasks[1]: Outcome("done")}, Stop())
+        fan_out.judge({first: stopped, second: Outcome("done")}, str, Stop())
 
 
 @pytest.mark.skipif(not FULL, reason="starts another Ray: only under RELIABILITY=full")

@@ -108,15 +108,16 @@ def train_all(
     remote = ray.remote(num_cpus=share.cores, num_gpus=share.gpus, max_retries=retries, retry_exceptions=True)(
         worker.run_task
     )
-    waiting, running, outcomes, ended_at = list(tasks), {}, {}, {}
+    waiting, running, outcomes, ended_at, is_told = list(tasks), {}, {}, {}, False
     rows: dict[str, dict] = {}
     with stop.listening():
         while waiting or running:
-            if stop.is_due:
+            if stop.is_due and not is_told:
+                is_told = True  # a second time would interrupt a task that waits for its training to save
                 outcomes |= {task: Outcome("stopped") for task in waiting}
                 waiting = []
                 for reference in running:
-                    ray.cancel(reference)  # once more does no harm
+                    ray.cancel(reference)
             for task in startable(waiting, set(running.values()), rows, is_prepared):
                 waiting.remove(task)
                 running[remote.remote(board, task.name, errand_of(task))] = task

@@ -22,6 +22,7 @@ POLL_SECONDS = 0.5
 LOCK_SECONDS = 120  # that a fold waits for its training of before, which is saving its state
 LAST_SECONDS = 30  # that a training gets to save
 MISTAKE = 2  # exit code of what a person has to mend: trying again would not help
+PREPARED_MARK = ("pixels.json, speed.json", 0, 0)
 SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 Say = Callable[..., object]
@@ -77,26 +78,25 @@ def train_on_node(
         return f"{socket.gethostname()} sees no {here / words[0]}: share this folder with it, or use --storage"
     folder = here / run / fold
     folder.mkdir(parents=True, exist_ok=True)
-    log_path, known = folder / "output.log", set()
-
-    sent: set[bool] = set()  # whether it was prepared when it was sent
+    log_path, known = folder / "output.log", set()  # known: what was sent to the storage
 
     def look(is_over: bool = False) -> None:
         facts = progress(folder, log_path, seen, prepared)
-        if storage and (is_over or has_changed(folder, known) or facts.get("prepared", False) not in {False, *sent}):
+        is_news = bool(facts.get("prepared")) and PREPARED_MARK not in known  # the run's other folds wait for this
+        if storage and (is_over or is_news or has_changed(folder, known)):
             try:
                 push_run(storage, here / run)
                 push_fold(storage, here / run, fold, known)
-                sent.add(facts.get("prepared", False))
+                known.update([PREPARED_MARK] if is_news else [])
             except Exception as error:  # each store has its own; a short failure should not cost the training
                 if is_over:
                     raise
-                facts["problem"] = f"{type(error).__name__}: {error}"
+                facts |= {"problem": f"{type(error).__name__}: {error}", "prepared": False}
         say(**facts)
 
     wait_for(folder)
     seen = log_path.stat().st_size if log_path.exists() else 0  # what earlier tries said
-    code = watch(start(words, here, log_path, cores), look)
+    code = watch(lambda: start_training(words, here, log_path, cores), look)
     last = last_line(log_path)
     if code == 0:
         log_path.unlink(missing_ok=True)
@@ -106,7 +106,7 @@ def train_on_node(
     return "" if code == 0 else last.removeprefix("error: ")
 
 
-def start(words: Sequence[str], root: Path, log_path: Path, cores: int) -> subprocess.Popen:
+def start_training(words: Sequence[str], root: Path, log_path: Path, cores: int) -> subprocess.Popen:
     """The training. Its threads are as many on every node: on a CPU they decide the last digits."""
     given = {"PYTHONUNBUFFERED": "1", "KFOLD_CORES": str(cores), "OMP_NUM_THREADS": str(cores)}
     parent, prctl = os.getpid(), ctypes.CDLL(None).prctl if sys.platform == "linux" else None
@@ -130,13 +130,17 @@ def start(words: Sequence[str], root: Path, log_path: Path, cores: int) -> subpr
         )
 
 
-def watch(process: subprocess.Popen, look: Callable[..., None]) -> int:
+def watch(start: Callable[[], subprocess.Popen], look: Callable[..., None]) -> int:
     """The exit code. A KeyboardInterrupt, by which Ray ends a task, is passed on as SIGTERM: the training saves."""
+    process = None
     try:
+        process = start()
         while process.poll() is None:
             look()
             time.sleep(POLL_SECONDS)
     except BaseException:
+        if process is None:
+            raise
         process.terminate()
         try:
             process.wait(LAST_SECONDS)

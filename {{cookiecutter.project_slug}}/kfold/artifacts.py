@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from kfold.config import NOT_TRAINED, Competition, Config, load_competition, load_config, settings_hash
 from kfold.conflicts import RUN_NAME
@@ -323,7 +324,6 @@ def register_run(
     Raises UserError when folds of the run were made, or begun, with other settings, or are being trained.
     """
     refuse_odd_name(run)
-    folder = workspace.run_dir(run)
     finished = [*workspace.trained_folds(run), *([ALL_DATA] if workspace.has_full_fit(run) else [])]
     if overwrite and set(finished) - set(folds) == {ALL_DATA}:
         folds = [*folds, ALL_DATA]  # a full-data fit of other settings than all folds could not be told from theirs
@@ -342,12 +342,29 @@ def register_run(
             for path in (workspace.round_path(run), workspace.choices_path(run)):
                 remove_sealed(path)  # they speak of the weights of before
     if not kept and (overwrite or not is_registered(workspace, run, facts, config)):
+        register_anew(workspace, run, facts, config, overwrite)
+
+
+def register_anew(workspace: Workspace, run: str, facts: Competition, config: Config, overwrite: bool) -> None:
+    """Folds may start at the same moment, as those of a SLURM array: one writes what the others find."""
+    folder = workspace.run_dir(run)
+    lock = FileLock(folder / ".register.lock", timeout=60)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}): mend its rights") from None
+    try:
+        if not overwrite and is_registered(workspace, run, facts, config):
+            return
         for fold_dir in [*folder.glob("fold*"), *folder.glob("all-data")]:
             with locked(fold_dir):
                 pass  # refuses while another process trains a first fold of this run
         remove_sealed(workspace.pixels_path(run))  # chosen anew, as the next
         remove_sealed(workspace.speed_path(run))
         write_origin(workspace, run, facts, config)
+    finally:
+        lock.release()
 
 
 def is_registered(workspace: Workspace, run: str, facts: Competition, config: Config) -> bool:

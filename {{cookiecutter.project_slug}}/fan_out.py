@@ -3,6 +3,7 @@
 Command  python fan_out.py --configs baseline efficientnet_b0 --folds all --seeds 3
          on this machine; --address 10.0.0.5:6379: on a cluster; --print: only the commands, for SLURM arrays and, with
          --sessions 5, for five Kaggle sessions; any setting as key=value
+         python fan_out.py --predict baseline --shards 16: its test rows, in parts
 Reads    as train.py
 Writes   as train.py, one process of it a fold: runs/<name>/fold<k>/ of <name> = config[-seed<s>]; runs/ledger.csv
 
@@ -29,9 +30,11 @@ from kfold.data.folds import Folds, read_folds, take_rows
 from kfold.errors import Interrupted, UserError, run_stage
 from kfold.fan_out.cluster import Outcome, choose_share, connected, has_ray, nodes_of, train_all
 from kfold.fan_out.plan import Run, Task, commands_text, make_tasks, plan_runs
+from kfold.fan_out.shards import run_stages, stages_text
 from kfold.fan_out.storage import is_done_there, pull_fold, push_inputs, push_run, run_url
 from kfold.fan_out.table import Screen
 from kfold.forecast import PREPARED
+from kfold.shards import shard_commands
 from kfold.stopping import Stop, parse_seconds
 
 ROOT = Path(__file__).resolve().parent
@@ -95,6 +98,38 @@ def main(
     sum_up(workspace, facts, all_folds, settings, {task.run for task in undone})
     judge(outcomes, log_of, stop)
     print(f"next: python predict.py --run {' '.join(run.name for run in runs)}, then python stack.py")
+
+
+def predict_in_shards(
+    runs: Sequence[str],
+    count: int,
+    address: str = "",
+    cores: int | None = None,
+    gpus: float | None = None,
+    retries: int = 3,
+    prints: bool = False,
+    root: Path = ROOT,
+    stop: Stop | None = None,
+) -> None:
+    """Predict the test rows of runs in `count` shards, each a task; the nodes share this folder.
+
+    Raises UserError that names each command that failed.
+    """
+    if count < 1:
+        raise UserError(f"--shards {count}: write how many, such as 16")
+    workspace, stages = Workspace(root), shard_commands(runs, count)
+    if prints:
+        print(stages_text(stages))
+        return
+    if not has_ray():
+        print(stages_text(stages))
+        raise UserError("Ray is not installed (pip install ray): nothing was predicted; the commands above do the same")
+    commands = [words for stage in stages for words in stage]
+    logs = {words: workspace.shard_log_path(runs[0], number) for number, words in enumerate(commands)}
+    with connected(address) as ray:
+        share = choose_share(nodes_of(ray), cores, gpus)
+        run_stages(ray, stages, logs, root, share, retries, stop or Stop())
+    print(f"next: python submit.py --run {runs[0]}")
 
 
 def choose_folds(wish: str, folds: Folds, settings: Mapping[Run, Config]) -> list[int]:
@@ -236,6 +271,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--node-dir", default=NODE_DIR, help=f"with --storage: a node's own folder ({NODE_DIR})")
     parser.add_argument("--time-limit", help="save and stop with exit code 75 after this time, e.g. 8h30m")
     parser.add_argument("--print", action="store_true", dest="prints", help="the commands alone; trains nothing")
+    parser.add_argument(
+        "--predict", nargs="+", default=[], metavar="RUN", help="predict test rows in place of training"
+    )
+    parser.add_argument("--shards", type=int, default=16, help="with --predict: how many parts (default: 16)")
     parser.add_argument("--sessions", type=int, default=0, help="print them in as many blocks, for Kaggle sessions")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of kfold/config.py, e.g. lr=1e-3")
     return parser.parse_intermixed_args()
@@ -243,8 +282,22 @@ def parse_arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    run_stage(
-        lambda: main(
+    stop = Stop(None if arguments.time_limit is None else parse_seconds(arguments.time_limit))
+
+    def main_of_all() -> None:
+        if arguments.predict:
+            predict_in_shards(
+                arguments.predict,
+                arguments.shards,
+                arguments.address,
+                arguments.cpus_per_fold,
+                arguments.gpus_per_fold,
+                arguments.retries,
+                arguments.prints,
+                stop=stop,
+            )
+            return
+        main(
             [name for name in arguments.configs if "=" not in name],
             arguments.folds,
             arguments.seeds,
@@ -257,6 +310,7 @@ if __name__ == "__main__":
             arguments.node_dir,
             arguments.prints,
             arguments.sessions,
-            stop=Stop(None if arguments.time_limit is None else parse_seconds(arguments.time_limit)),
+            stop=stop,
         )
-    )
+
+    run_stage(main_of_all)

@@ -133,6 +133,10 @@ class Workspace:
         """What a fold says that is trained beside others; it goes when the fold is done."""
         return self.fold_dir(run, fold) / "output.log"
 
+    def shard_log_path(self, run: str, number: int) -> Path:
+        """What the number-th command of predictions in shards says on its node; it goes when the command is done."""
+        return self.run_dir(run) / f".predict-{number}.log"
+
     def log_path(self, run: str, fold: int) -> Path:
         return self.fold_dir(run, fold) / "log.csv"
 

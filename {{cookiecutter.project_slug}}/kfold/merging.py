@@ -129,13 +129,13 @@ def finite_tables(paths: Paths) -> Iterator[pa.Table]:
 
 
 def row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The rows of all tables, ROW_GROUP at a time in one piece of memory, as `write_predictions` has them."""
+    """The rows of all tables, ROW_GROUP at a time."""
     waiting: list[pa.Table] = []
     for table in tables:
         waiting.append(table)
         while sum(map(len, waiting)) >= ROW_GROUP:
             joined = pa.concat_tables(waiting)
-            yield joined[:ROW_GROUP].combine_chunks()
+            yield joined[:ROW_GROUP]
             waiting = [joined[ROW_GROUP:]]
     if any(map(len, waiting)):
-        yield pa.concat_tables(waiting).combine_chunks()
+        yield pa.concat_tables(waiting)

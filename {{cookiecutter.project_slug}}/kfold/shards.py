@@ -25,7 +25,7 @@ class Shard:
         """Which of the rows it has: its share of the batches, none where there are more shards than batches."""
         num_batches = -(-num_rows // batch_size)
         first, end = (place * num_batches // self.count for place in (self.number - 1, self.number))
-        return slice(num_rows * (self.number - 1) // self.count, num_rows * self.number // self.count)
+        return slice(min(first * batch_size, num_rows), min(end * batch_size, num_rows))
 
 
 WHOLE = Shard()
@@ -43,11 +43,11 @@ def all_shards(count: int) -> list[Shard]:
     return [Shard(number, count) for number in range(1, count + 1)]
 
 
-def shard_commands(runs: Sequence[str], count: int) -> list[list[list[str]]]:
+def shard_commands(runs: Sequence[str], count: int) -> list[list[tuple[str, ...]]]:
     """What predicts runs in `count` shards: stages in order, each a list of commands that may run at the same time.
 
     A command is words for Python in the repository's root. Each can be given again: what is done says so.
     """
-    predict = ["predict.py", "--run", *runs]
-    shards = [[*predict, "--shard", str(shard)] for shard in all_shards(count)]
-    return [[[*predict, "--oof"]], shards, [[*predict, "--merge"]]]
+    predict = ("predict.py", "--run", *runs)
+    shards = [(*predict, "--shard", str(shard)) for shard in all_shards(count)]
+    return [[(*predict, "--oof")], shards, [(*predict, "--merge")]]

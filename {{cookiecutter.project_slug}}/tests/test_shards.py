@@ -145,7 +145,7 @@ def test_the_commands_are_those_that_predict_py_understands(monkeypatch):
     stages = shard_commands(["baseline", "other"], 12)
     assert [len(stage) for stage in stages] == [1, 12, 1]
     for command in itertools.chain(*stages):
-        monkeypatch.setattr(sys, "argv", command)
+        monkeypatch.setattr(sys, "argv", list(command))
         arguments = predict.parse_arguments()
         assert arguments.run == ["baseline", "other"]
         assert [arguments.oof, bool(arguments.shard), arguments.merge].count(True) == 1

@@ -61,7 +61,7 @@ def main(folder: Path, runs: Sequence[str] = (), name: str = "", prefix: str = "
     source = find_runs_dir(folder)
     if source.resolve() == workspace.runs_dir.resolve():
         raise UserError(f"{folder}: is this repository itself: name a teammate's")
-    names = new_names(workspace, source, runs, name, prefix)
+    names = new_names(workspace, source, facts.num_folds, runs, name, prefix)
     folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
     if not same_code(source.parent / "competition.py", root / "competition.py"):
         print("note: their competition.py differs from ours: what it makes of targets and predictions may, too")
@@ -87,11 +87,13 @@ def main(folder: Path, runs: Sequence[str] = (), name: str = "", prefix: str = "
     print("next: python stack.py")
 
 
-def new_names(workspace: Workspace, source: Path, runs: Sequence[str], name: str, prefix: str) -> dict[str, str]:
+def new_names(
+    workspace: Workspace, source: Path, num_folds: int, runs: Sequence[str], name: str, prefix: str
+) -> dict[str, str]:
     """The runs to take and their names here. Raises UserError for names that are odd, absent or taken."""
     there = sorted(path.name for path in source.iterdir() if (path / "config.yaml").is_file())
     if not runs:
-        runs = [run for run in there if is_finished_training(source, run)]
+        runs = [run for run in there if is_finished_training(source / run, workspace, num_folds)]
         left_out = [run for run in there if run not in runs]
         if left_out:
             print(f"left out, because unfinished or a stack: {one_line(', '.join(left_out))} (--runs names them)")
@@ -116,13 +118,14 @@ def new_names(workspace: Workspace, source: Path, runs: Sequence[str], name: str
     return names
 
 
-def is_finished_training(source: Path, run: str) -> bool:
-    """Whether it looks like a run that stack.py would take; `check` looks closer."""
+def is_finished_training(source: Path, workspace: Workspace, num_folds: int) -> bool:
+    """Whether the run's folder looks like one that stack.py would take; `check` looks closer."""
     try:
-        load_config(source / run / "config.yaml")
+        load_config(source / "config.yaml")
     except UserError:
         return False  # a stack, or of other code
-    return any(source.glob(f"{run}/fold*/{MANIFEST}"))
+    names = {workspace.fold_dir("any", number).name for number in range(num_folds)}
+    return names <= manifest_digests(workspace, source, num_folds).keys()
 
 
 def was_imported(workspace: Workspace, source: Path, name: str, num_folds: int) -> bool:

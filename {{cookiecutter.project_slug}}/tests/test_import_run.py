@@ -114,6 +114,15 @@ def test_runs_are_taken_over_verified_and_stacked(all_theirs, ours, capsys, monk
     }
 
 
+def test_a_run_that_lacks_a_fold_is_left_out_unless_it_is_named(all_theirs, ours, capsys):
+    for name in ("fold1", "all-data"):
+        (all_theirs / "runs" / "baseline-p1" / name / "manifest.json").unlink(missing_ok=True)
+    import_run.main(all_theirs, root=ours)
+    assert "left out, because unfinished or a stack: baseline-p1, stack" in capsys.readouterr().out
+    assert Workspace(ours).run_names() == ["baseline"]
+    assert any("fold1: not finished" in line for line in problems_of(all_theirs, ours, runs=["baseline-p1"]))
+
+
 def test_what_is_there_already_says_so(theirs, ours, capsys):
     import_run.main(theirs, ["baseline"], root=ours)
     before = snapshot(ours)

@@ -16,6 +16,7 @@ QUICK = {
     "5 second level": "second_level.py --rows 1000 --rounds 2",
     "6 start": "start.py --rounds 1",
     "7 scale": "scale.py --counts 200 1000 --rounds 2",
+    "8 merge": "merge.py --rows 100000 --rounds 2",
 }
 NORMAL = {
     "1 loader 500x375": "loader.py --count 1024 --rounds 3",
@@ -33,6 +34,7 @@ NORMAL = {
     "5 second level": "second_level.py --rows 5000 --rounds 3",
     "6 start": "start.py --rounds 3",
     "7 scale": "scale.py --counts 1000 10000 --rounds 3",
+    "8 merge": "merge.py --rounds 3",
 }
 ON_A_GPU = {
     "1 loader 500x375": "loader.py --count 8192 --batch 128 --rounds 5",

@@ -1,27 +1,30 @@
 """Predict the validation and test rows of every trained fold, with test-time augmentation (TTA).
 
 Command  python predict.py               or --run <name> <name> --weights last,ema,swa,snapshots --tta auto
+         python predict.py --oof, then --shard 1/16 to --shard 16/16 on as many machines, then --merge
 Reads    runs/<name>/ (config, weights), folds.csv, data/ (train and test images)
 Writes   runs/<name>/fold<k>/{oof,test}.parquet and the fold's manifest, runs/<name>/choices.csv
 
 Several weights or views (auto: all there are) are scored out of fold first; the simplest within noise of the best is
 taken. A single one is taken as asked for, and compared with the plain one. Weights of --fold all-data predict the test
 rows only. Each test image is read once, for all views of all folds, and of all runs whose images are read alike.
+Merged shards are the file that one pass writes: --oof chooses for all of them, and predicts the held-out rows once.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 import competition
 from kfold import artifacts
-from kfold.artifacts import ALL_DATA, Workspace
+from kfold.artifacts import ALL_DATA, Workspace, is_predicted
 from kfold.config import Competition, Config, load_competition, load_config
 from kfold.data.folds import read_folds, take_rows
 from kfold.data.tables import read_test_ids
@@ -31,16 +34,19 @@ from kfold.ensemble.choice import OPTIMISTIC, choice_table, compare_candidates, 
 from kfold.ensemble.tta import TTA_TRANSFORMS
 from kfold.errors import UserError, run_stage
 from kfold.files import locked
-from kfold.inference import Pending, fold_predictions, mix, out_of_fold, predict_test, shares_of
+from kfold.inference import Pending, out_of_fold, predict_test, shares_of
 from kfold.inference_choice import NO_WISH, Wish, say_fallbacks, settle_inference
 from kfold.intervals import score_folds
 from kfold.ledger import COLUMNS, read_ledger, record_run
 from kfold.model.build import has_fixed_input
-from kfold.prediction_job import Job, way_of
-from kfold.predictions import Predictions, ids_sha256, write_predictions
+from kfold.prediction_files import merge_fold, write_fold, write_plan, write_shard
+from kfold.prediction_job import Job
+from kfold.predictions import ids_sha256
 from kfold.report.spreadsheet import to_spreadsheet
 from kfold.runs import OPTIMISM
 from kfold.seals import write_sealed
+from kfold.shard_jobs import find_shards, planned_folds, shard_problems, shards_to_predict
+from kfold.shards import Shard, parse_shard
 from kfold.training.precision import choose_device
 
 ROOT = Path(__file__).resolve().parent
@@ -54,31 +60,45 @@ def main(
     overwrite: bool = False,
     root: Path = ROOT,
     wish: Wish = NO_WISH,
+    only_oof: bool = False,
 ) -> None:
     """Write oof.parquet and test.parquet of each trained fold of `run`, or of several, from the chosen weights and
-    views."""
-    workspace, runs = Workspace(root), [run] if isinstance(run, str) else list(dict.fromkeys(run))
-    facts = load_competition(workspace.competition_path)
+    views. only_oof: choose, and leave the test rows to shards."""
+    workspace, runs = Workspace(root), as_list(run)
     refuse_untrained(workspace, runs)
-    test_csv, sample_csv = (workspace.data_path(facts, name) for name in (facts.test_csv, facts.sample_submission_csv))
-    test_ids = np.array(read_test_ids(test_csv, sample_csv, facts.id_column), object)
-    held = Held(memory_for_models(choose_device()))
-
+    is_done = is_planned if only_oof else is_predicted
     with ExitStack() as locks:
+        lock_folds(workspace, runs, locks)
         pending: list[Pending] = []
-        for name in runs:
-            for number in folds_of(workspace, name):
-                locks.enter_context(locked(workspace.fold_dir(name, number)))
-        for job in [open_job(workspace, name, facts, test_ids, held) for name in runs]:
-            pending += folds_to_predict(job, weights, tta, overwrite, wish)
+        for job in open_jobs(workspace, runs):
+            pending += folds_to_predict(job, weights, tta, overwrite, wish, is_done)
+        if only_oof:
+            for fold in pending:
+                write_plan(fold)
+            print(f"next: python predict.py --run {' '.join(runs)} --shard 1/16, and so on to 16/16")
+            return
         for fold, test, unreadable in predict_test(pending):
             write_fold(fold, test, unreadable)
     for name in runs:
-        if workspace.trained_folds(name):
-            print(f"next: python submit.py --run {name}")
-        else:
-            print(f"run {name}: the full-data fit alone has no out-of-fold rows to choose by")
-            print("next: python train.py --fold all for the same run, which gives scores; then submit.py --all-data")
+        say_next(workspace, name)
+
+
+def say_next(workspace: Workspace, run: str) -> None:
+    if workspace.trained_folds(run):
+        print(f"next: python submit.py --run {run}")
+    else:
+        print(f"run {run}: the full-data fit alone has no out-of-fold rows to choose by")
+        print("next: python train.py --fold all for the same run, which gives scores; then submit.py --all-data")
+
+
+def as_list(run: str | Sequence[str]) -> list[str]:
+    return [run] if isinstance(run, str) else list(dict.fromkeys(run))
+
+
+def lock_folds(workspace: Workspace, runs: Sequence[str], locks: ExitStack) -> None:
+    for name in runs:
+        for number in folds_of(workspace, name):
+            locks.enter_context(locked(workspace.fold_dir(name, number)))
 
 
 def refuse_untrained(workspace: Workspace, runs: Sequence[str]) -> None:
@@ -97,6 +117,14 @@ def folds_of(workspace: Workspace, run: str) -> list[int]:
     return workspace.trained_folds(run) + ([ALL_DATA] if workspace.has_full_fit(run) else [])
 
 
+def open_jobs(workspace: Workspace, runs: Sequence[str]) -> list[Job]:
+    facts = load_competition(workspace.competition_path)
+    test_csv, sample_csv = (workspace.data_path(facts, name) for name in (facts.test_csv, facts.sample_submission_csv))
+    test_ids = np.array(read_test_ids(test_csv, sample_csv, facts.id_column), object)
+    held = Held(memory_for_models(choose_device()))
+    return [open_job(workspace, name, facts, test_ids, held) for name in runs]
+
+
 def open_job(workspace: Workspace, run: str, facts: Competition, test_ids: np.ndarray, held: Held) -> Job:
     config = load_config(workspace.run_config_path(run))
     folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
@@ -107,19 +135,25 @@ def open_job(workspace: Workspace, run: str, facts: Competition, test_ids: np.nd
     return Job(workspace, run, facts, config, folds, targets, metric, numbers, manifests, test_ids, held)
 
 
-def folds_to_predict(job: Job, weights: str, tta: str, overwrite: bool, wish: Wish) -> list[Pending]:
+def is_planned(manifest: Mapping, request: Mapping[str, object]) -> bool:
+    return artifacts.plan_of(manifest).get("request") == request
+
+
+def folds_to_predict(
+    job: Job, weights: str, tta: str, overwrite: bool, wish: Wish, is_done: Callable[[Mapping, Mapping], bool]
+) -> list[Pending]:
     """The folds that are to be predicted, and with what, chosen out of fold; none where all is done."""
     manifests = job.manifests
     # Run again, it keeps the choices of before.
-    earlier = next((manifest["predicted"] for manifest in manifests.values() if "predicted" in manifest), {})
+    earlier = next((plan["request"] for plan in map(artifacts.plan_of, manifests.values()) if plan), {})
     kinds = choose_from(weights or earlier.get("weights", job.config.select), offered_kinds(manifests), "--weights")
     views = choose_from(tta or earlier.get("tta", job.config.tta), offered_views(job.config), "--tta")
     request = {"weights": kinds[0], "tta": views[0], "test_ids": ids_sha256(job.test_ids)}
     if "inference" in earlier:
         request["inference"] = earlier["inference"]
     before = Inference(**earlier["inference"]) if "inference" in earlier else None
-    is_done = all(is_predicted(manifest, request) for manifest in manifests.values())
-    if len(kinds) == len(views) == 1 and is_done and not overwrite and wish.agrees(before or Inference()):
+    are_done = all(is_done(manifest, request) for manifest in manifests.values())
+    if len(kinds) == len(views) == 1 and are_done and not overwrite and wish.agrees(before or Inference()):
         print(f"run {job.run}: predicted before with weights={kinds[0]}, tta={views[0]} (--overwrite does it again)")
         return []
     job.inference = settle_inference(job, wish, None if overwrite else before, kinds, views)
@@ -130,7 +164,7 @@ def folds_to_predict(job: Job, weights: str, tta: str, overwrite: bool, wish: Wi
     return [
         Pending(job, number, kind, view, shares_of(job, kind, view, number), request)
         for number, manifest in manifests.items()
-        if overwrite or not is_predicted(manifest, request)
+        if overwrite or not is_done(manifest, request)
     ]
 
 
@@ -143,6 +177,14 @@ def refuse_settings(words: Sequence[str]) -> None:
         problems.append(f"'{key}={value}': settings are given to train.py, here they are the run's own: {remedy}")
     if problems:
         raise UserError(problems)
+
+
+def refuse_choices(arguments: argparse.Namespace) -> None:
+    """Raise UserError for a choice that is given to a shard or to the merge: --oof makes it, once for all of them."""
+    names = [name for name in ("weights", "tta", "speed", "engine") if getattr(arguments, name)]
+    if names:
+        part = "--merge" if arguments.merge else f"--shard {arguments.shard}"
+        raise UserError(f"{part} --{names[0]}: chosen once for all shards: give it to predict.py --oof")
 
 
 def read_manifests(workspace: Workspace, run: str, numbers: Sequence[int], fold_stamp: str) -> dict[int, dict]:
@@ -178,10 +220,6 @@ def choose_from(wish: str, offered: Sequence[str], option: str) -> list[str]:
         return read_wishes(wish, offered)
     except ValueError as error:
         raise UserError(f"{option} '{error}': there are {', '.join(offered)}, several with commas, or auto") from None
-
-
-def is_predicted(manifest: Mapping, request: Mapping[str, object]) -> bool:
-    return manifest.get("predicted") == request and not manifest["unreadable_test_ids"]
 
 
 # The choice
@@ -242,50 +280,50 @@ def choose_one(
     return chosen, table.assign(what=what)
 
 
-# Files
+# Shards of the test rows
 
 
-def write_fold(fold: Pending, test: np.ndarray, unreadable: Mapping[int, str]) -> None:
-    """The fold's oof.parquet (not of the full-data fit) and test.parquet, and its manifest.
-
-    test: (N, C) of all test rows, those of `unreadable` images (row -> reason) included.
-    """
-    job, number, kind, view, shares = fold.job, fold.number, fold.kind, fold.view, fold.shares
-    folder, valid = job.workspace.fold_dir(job.run, number), job.folds.fold == number
-    manifest, test_ids = job.manifests[number], job.test_ids
-    weights_sha256 = artifacts.mix_sha256(shares, manifest["files"])
-    stamps = artifacts.stamps(job.folds.stamp, job.config, job.facts.task, weights_sha256, kind, view)
-    put_priors(fold, test, unreadable)
-
-    facts_of_fold = artifacts.forget_predictions(folder, manifest)
-    files = facts_of_fold.pop("files")
-    oof_path, test_path = (job.workspace.predictions_path(job.run, number, rows) for rows in ("oof", "test"))
-    names = [test_path.name]
-    if number != ALL_DATA:
-        values = mix([fold_predictions(job, number, name, view)[0] for name in shares], shares)
-        fold_column = np.full(len(values), number)
-        write_predictions(oof_path, Predictions(job.folds.ids[valid], values, job.targets.names, stamps, fold_column))
-        names.append(oof_path.name)
-        facts_of_fold["score"] = job.metric.function(job.targets.values[valid], values)
-    write_predictions(test_path, Predictions(test_ids, test, job.targets.names, stamps))
-    facts_of_fold |= {
-        "kind": kind,
-        "weights": dict(shares),
-        "weights_sha256": weights_sha256,
-        "fitted_on_oof": kind == "climbed",
-        "predicted": dict(fold.request),
-        "predicted_as": str(way_of(job, number, job.inference)),
-        "unreadable_test_ids": [str(test_ids[row]) for row in unreadable],
-    }
-    artifacts.write_manifest(folder, facts_of_fold, names, files)
+def predict_shard(run: str | Sequence[str], shard: Shard, overwrite: bool = False, root: Path = ROOT) -> None:
+    """Write one shard's test.parquet of each fold of the runs, by the weights, views and way that --oof has chosen."""
+    workspace, runs = Workspace(root), as_list(run)
+    refuse_untrained(workspace, runs)
+    with ExitStack() as locks:
+        for name in runs:
+            for number in folds_of(workspace, name):
+                locks.enter_context(locked(workspace.shard_dir(name, number, shard)))
+        jobs = [replace(job, shard=shard) for job in open_jobs(workspace, runs)]
+        pending = [fold for job in jobs for fold in shards_to_predict(job, overwrite)]
+        for fold, test, unreadable in predict_test(pending):
+            write_shard(fold, test, unreadable)
+    again = " --overwrite" if overwrite else ""
+    print(f"next, when all {shard.count} shards are there: python predict.py --run {' '.join(runs)} --merge{again}")
 
 
-def put_priors(fold: Pending, test: np.ndarray, unreadable: Mapping[int, str]) -> None:
-    """Rows of `test` whose image cannot be read get the prior of the fold's training rows: none may be missing."""
-    job = fold.job
-    for row, reason in unreadable.items():
-        test[row] = job.targets.values[job.folds.fold != fold.number].mean(axis=0)
-        print(f"warning: {reason}: id '{job.test_ids[row]}' gets the prior prediction", file=sys.stderr)
+def merge_shards(run: str | Sequence[str], overwrite: bool = False, root: Path = ROOT) -> None:
+    """Write test.parquet of each fold of the runs from its shards. Raises UserError that lists all that does not
+    fit."""
+    workspace, runs = Workspace(root), as_list(run)
+    refuse_untrained(workspace, runs)
+    with ExitStack() as locks:
+        lock_folds(workspace, runs, locks)
+        problems, ready = [], []
+        for job in open_jobs(workspace, runs):
+            ids = pa.array(job.test_ids.tolist(), pa.string())
+            for fold in planned_folds(job):
+                shards, manifest = find_shards(fold), job.manifests[fold.number]
+                if is_predicted(manifest, fold.request) and not overwrite:
+                    print(f"{fold.folder}: all test rows are predicted, nothing to merge")
+                    artifacts.delete_shards(fold.folder)  # a merge that was killed may have left some
+                    continue
+                problems += shard_problems(fold, shards, ids)
+                ready.append((fold, shards))
+        if problems:
+            raise UserError(problems)
+        for fold, shards in ready:
+            merge_fold(fold, shards)
+            print(f"{fold.folder}: {len(shards)} shards merged, {len(fold.job.test_ids):,} ids")
+    for name in runs:
+        say_next(workspace, name)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -315,6 +353,10 @@ def parse_arguments() -> argparse.Namespace:
         help="how far a trial's number format of less than float32 may move a probability, or a value in standard "
         f"deviations (default: {NO_WISH.tolerance})",
     )
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--oof", action="store_true", help="choose, and predict the held-out rows alone; shards follow")
+    part.add_argument("--shard", default="", metavar="I/N", help="a part of the test rows, such as 3/16")
+    part.add_argument("--merge", action="store_true", help="join the shards, each id once")
     words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]  # --run must not take them
     arguments = parser.parse_args([word for word in sys.argv[1:] if word not in words])
     arguments.settings = words
@@ -327,6 +369,13 @@ if __name__ == "__main__":
     def main_of_all() -> None:
         refuse_settings(arguments.settings)
         wish = Wish(arguments.speed, arguments.engine, arguments.tolerance)
-        main(arguments.run, arguments.weights, arguments.tta, arguments.overwrite, wish=wish)
+        if arguments.shard or arguments.merge:
+            refuse_choices(arguments)
+        if arguments.shard:
+            predict_shard(arguments.run, parse_shard(arguments.shard), arguments.overwrite)
+        elif arguments.merge:
+            merge_shards(arguments.run, arguments.overwrite)
+        else:
+            main(arguments.run, arguments.weights, arguments.tta, arguments.overwrite, ROOT, wish, arguments.oof)
 
     run_stage(main_of_all)

@@ -108,7 +108,10 @@ def main(
     if rehearsal:
         rehearse_fold(rehearsal, workspace, run, numbers[0], facts, config, folds, targets, num_rows, stop)
         return
-    artifacts.register_run(workspace, run, facts, config, numbers, overwrite)
+    if is_part:
+        artifacts.refuse_other_settings(workspace, run, facts, config)  # registered by the parent: nodes may differ
+    else:
+        artifacts.register_run(workspace, run, facts, config, numbers, overwrite)
     if waiting := waiting_keys(config):
         print(f"run {run}: trained without pseudo-labels: {', '.join(waiting)} waits for pseudo_label.py --run {run}")
     trained = resume_from is not None and adopt_run(workspace, resume_from, run, numbers, config, folds.stamp)

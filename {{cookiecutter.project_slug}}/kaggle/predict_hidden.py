@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import competition
-import predict
 from kfold import artifacts
 from kfold.artifacts import Workspace
 from kfold.config import load_competition
@@ -35,6 +34,7 @@ from kfold.kaggle import hidden_rows
 from kfold.kaggle.budget import SHARE, Cost, Planned, fit_into, order_by_use, total
 from kfold.kaggle.inputs import KaggleTree
 from kfold.kaggle.repository import read_marker
+from kfold.prediction_files import put_priors
 from kfold.prediction_job import Job
 from kfold.runs import read_oof_values
 from kfold.stopping import describe_seconds, parse_seconds
@@ -54,7 +54,7 @@ def main(tree: KaggleTree, time_limit: str = "", spent: str = "0s") -> None:
         print("\n".join(describe_plan(costs, planned, num_images, left)))
     pending = [fold for one in planned for fold in hidden_rows.to_predict(jobs[one.run], one.with_views)]
     for fold, test, unreadable in predict_test(pending):
-        predict.put_priors(fold, test, unreadable)
+        put_priors(fold, test, unreadable)
         hidden_rows.write_test(fold, test)
     plan = {"predicted": [one.run for one in planned]}
     atomic_write(tree.plan_path, json.dumps(plan) + "\n")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import platform
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from kfold.config import NOT_TRAINED, Competition, Config, load_competition, load_config, settings_hash
 from kfold.conflicts import RUN_NAME
@@ -24,6 +26,7 @@ from kfold.files import atomic_write, file_sha256, locked
 from kfold.predictions import Predictions, read_predictions
 from kfold.seals import refuse_broken_seal, remove_sealed, write_sealed
 from kfold.settings import Settings, build_settings, difference, settings_to_yaml
+from kfold.shards import Shard
 from kfold.strict_yaml import read_yaml
 
 SELF_DIGEST = "manifest_sha256"  # key of a manifest: over its other keys
@@ -130,6 +133,10 @@ class Workspace:
         """What a fold says that is trained beside others; it goes when the fold is done."""
         return self.fold_dir(run, fold) / "output.log"
 
+    def shard_log_path(self, run: str, number: int) -> Path:
+        """What the number-th command of predictions in shards says on its node; it goes when the command is done."""
+        return self.run_dir(run) / f".predict-{number}.log"
+
     def log_path(self, run: str, fold: int) -> Path:
         return self.fold_dir(run, fold) / "log.csv"
 
@@ -156,6 +163,16 @@ class Workspace:
         """rows: oof or test."""
         return self.fold_dir(run, fold) / f"{rows}.parquet"
 
+    def shard_dir(self, run: str, fold: int, shard: Shard) -> Path:
+        """A shard of the test rows, with a test.parquet and a manifest of its own; it goes when all are merged."""
+        return self.fold_dir(run, fold) / f"shard-{shard.number}-of-{shard.count}"
+
+    def shards(self, run: str, fold: int) -> list[Shard]:
+        """The shards that are done, in order."""
+        names = [path.parent.name for path in self.fold_dir(run, fold).glob("shard-*/manifest.json")]
+        matches = [re.fullmatch(r"shard-(\d+)-of-(\d+)", name) for name in names]
+        return sorted(Shard(int(match[1]), int(match[2])) for match in matches if match)
+
     def speed_path(self, run: str) -> Path:
         """How its training steps are computed, on each kind of device; made by the first fold that trains."""
         return self.run_dir(run) / "speed.json"
@@ -180,6 +197,15 @@ class Workspace:
     def profile_path(self, run: str, suffix: str) -> Path:
         """Where the time of training goes. suffix: csv or png."""
         return self.run_dir(run) / f"profile.{suffix}"
+
+    @property
+    def importing_dir(self) -> Path:
+        """Where a teammate's runs lie until they are checked; another process's lock lies beside them."""
+        return self.runs_dir / ".import"
+
+    def origin_path(self, run: str) -> Path:
+        """Where an imported run comes from."""
+        return self.run_dir(run) / "imported.json"
 
     def begun_folds(self, run: str) -> list[int]:
         """Folds that hold a saved state: their training goes on from it."""
@@ -302,7 +328,6 @@ def register_run(
     Raises UserError when folds of the run were made, or begun, with other settings, or are being trained.
     """
     refuse_odd_name(run)
-    folder = workspace.run_dir(run)
     finished = [*workspace.trained_folds(run), *([ALL_DATA] if workspace.has_full_fit(run) else [])]
     if overwrite and set(finished) - set(folds) == {ALL_DATA}:
         folds = [*folds, ALL_DATA]  # a full-data fit of other settings than all folds could not be told from theirs
@@ -321,12 +346,29 @@ def register_run(
             for path in (workspace.round_path(run), workspace.choices_path(run)):
                 remove_sealed(path)  # they speak of the weights of before
     if not kept and (overwrite or not is_registered(workspace, run, facts, config)):
+        register_anew(workspace, run, facts, config, overwrite)
+
+
+def register_anew(workspace: Workspace, run: str, facts: Competition, config: Config, overwrite: bool) -> None:
+    """Folds may start at the same moment, as those of a SLURM array: one writes what the others find."""
+    folder = workspace.run_dir(run)
+    lock = FileLock(folder / ".register.lock", timeout=60)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}): mend its rights") from None
+    try:
+        if not overwrite and is_registered(workspace, run, facts, config):
+            return
         for fold_dir in [*folder.glob("fold*"), *folder.glob("all-data")]:
             with locked(fold_dir):
                 pass  # refuses while another process trains a first fold of this run
         remove_sealed(workspace.pixels_path(run))  # chosen anew, as the next
         remove_sealed(workspace.speed_path(run))
         write_origin(workspace, run, facts, config)
+    finally:
+        lock.release()
 
 
 def is_registered(workspace: Workspace, run: str, facts: Competition, config: Config) -> bool:
@@ -358,7 +400,17 @@ def forget_fold(workspace: Workspace, run: str, number: int) -> None:
     others = (workspace.skipped_path(run, number), workspace.log_path(run, number))
     for path in (*others, *predictions, *folder.glob("*.safetensors")):
         path.unlink(missing_ok=True)
+    delete_shards(folder)
     remove_sealed(workspace.dropped_path(run, number))
+
+
+def delete_shards(folder: Path, but: int = 0) -> None:
+    """Those of a fold, each manifest first, `but` those of so many."""
+    for path in folder.glob("shard-*-of-*"):
+        if path.name.endswith(f"-of-{but}"):
+            continue
+        (path / "manifest.json").unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)  # what another process holds open says nothing without its manifest
 
 
 def delete_states(workspace: Workspace, run: str, number: int) -> None:
@@ -479,9 +531,25 @@ def mix_sha256(shares: Mapping[str, float], files: Mapping[str, Mapping]) -> str
 def forget_predictions(folder: Path, manifest: Mapping) -> dict:
     """Take the prediction files out of the manifest before they are rewritten: a kill leaves them "not done"."""
     files = {name: entry for name, entry in manifest["files"].items() if name not in ("oof.parquet", "test.parquet")}
-    kept = {key: value for key, value in manifest.items() if key not in ("predicted", "unreadable_test_ids")}
+    stale = ("predicted", "planned", "unreadable_test_ids")
+    kept = {key: value for key, value in manifest.items() if key not in stale}
     save_manifest(folder, {**kept, "files": files})
     return {**kept, "files": files}
+
+
+def is_predicted(manifest: Mapping, request: Mapping[str, object]) -> bool:
+    """Whether all test rows of a fold are predicted as asked for, and every image could be read."""
+    return manifest.get("predicted") == request and not manifest["unreadable_test_ids"]
+
+
+def plan_of(manifest: Mapping) -> dict:
+    """What all predictions of a fold are made with, as its held-out rows were; empty where these are not predicted yet.
+
+    request: weights, views, way and test ids; predicted_as: that way on the machine that went it.
+    """
+    if "planned" in manifest or "predicted" not in manifest:
+        return manifest.get("planned", {})
+    return {"request": manifest["predicted"], "predicted_as": manifest.get("predicted_as")}
 
 
 def forget_weights(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -98,6 +99,10 @@ class Pending:
     request: Mapping[str, object]
 
     @property
+    def folder(self) -> Path:
+        return self.job.workspace.fold_dir(self.job.run, self.number)
+
+    @property
     def wanted(self) -> list[Wanted]:
         return [Wanted(self.job, self.number, name, self.view) for name in self.shares]
 
@@ -107,7 +112,7 @@ class Pending:
 
 
 def predict_test(pending: Sequence[Pending]) -> Iterator[tuple[Pending, np.ndarray, dict[int, str]]]:
-    """Each fold with its test predictions (N, C), and the rows of test images that cannot be read, with the reason.
+    """Each fold with its shard's test predictions (N, C), and the rows of images that cannot be read, with the reason.
 
     The test images are read once for all folds of all runs that agree in `Job.reading` and fit into memory together.
     """
@@ -115,6 +120,9 @@ def predict_test(pending: Sequence[Pending]) -> Iterator[tuple[Pending, np.ndarr
     for fold in pending:
         readings.setdefault(fold.job.reading, []).append(fold)
     for folds in readings.values():
+        if not len(folds[0].job.ids_to_predict):  # more shards than batches
+            yield from [(fold, np.zeros((0, len(fold.job.targets.names)), np.float32), {}) for fold in folds]
+            continue
         groups = groups_that_fit([fold.num_bytes for fold in folds], folds[0].job.held.budget)
         if len(groups) > 1:
             print(f"the memory holds the models of {len(groups[0])} folds of {len(folds)}: {len(groups)} passes")
@@ -123,6 +131,7 @@ def predict_test(pending: Sequence[Pending]) -> Iterator[tuple[Pending, np.ndarr
             wanted = [one for fold in group for one in fold.wanted]
             unreadable: dict[int, str] = {}
             job = group[0].job
-            seen = iter(predict_rows(wanted, job.test_ids, job.facts.test_images, unreadable, times=len(groups)))
+            ids = job.ids_to_predict
+            seen = iter(predict_rows(wanted, ids, job.facts.test_images, unreadable, times=len(groups)))
             for fold in group:
                 yield fold, mix([next(seen).values for _ in fold.shares], fold.shares), unreadable

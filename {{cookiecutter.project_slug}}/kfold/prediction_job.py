@@ -29,6 +29,7 @@ from kfold.metrics import Metric
 from kfold.model.build import has_fixed_input
 from kfold.model.weights import ModelCard, load_model, normalize
 from kfold.setup.pixels import cached_pixels, read_record, recorded_pixels
+from kfold.shards import WHOLE, Shard
 from kfold.training.precision import choose_device
 from kfold.training.speed import prediction_speed
 
@@ -49,6 +50,7 @@ class Job:
     test_ids: np.ndarray
     held: Held[Ready]
     inference: Inference = PLAIN
+    shard: Shard = WHOLE  # of the test rows
     workers: dict[str, int | str] = field(default_factory=dict)  # that get the images of a folder ready
     done: dict[tuple[int, str, str], tuple[np.ndarray, float]] = field(default_factory=dict)
 
@@ -72,6 +74,11 @@ class Job:
         rule = read_record(self.workspace, self.run)  # of the pixels
         return self.config.image_size, self.config.center_crop, self.batch_size, self.device.type, rule
 
+    @property
+    def ids_to_predict(self) -> np.ndarray:
+        """The test ids of the shard."""
+        return self.test_ids[self.shard.rows(len(self.test_ids), self.batch_size)]
+
     def held_out_ids(self, number: int) -> np.ndarray:
         return self.folds.ids[self.folds.fold == number]
 
@@ -89,7 +96,7 @@ class Job:
     def cached(self) -> Pixels:
         """What a cache holds of all the run's images: its index is as long for one fold as for all."""
         facts, paths = self.facts, []
-        for name, ids in ((facts.train_images, self.folds.ids), (facts.test_images, self.test_ids)):
+        for name, ids in ((facts.train_images, self.folds.ids), (facts.test_images, self.ids_to_predict)):
             paths += image_paths(self.workspace.data_path(facts, name), ids, facts.image_suffix)[0]
         return cached_pixels(self.workspace, self.run, self.config, paths)
 

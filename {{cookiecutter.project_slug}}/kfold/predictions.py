@@ -14,6 +14,7 @@ from kfold.errors import UserError
 from kfold.files import atomic_write
 
 PREFIX = "p_"  # a prediction column is p_<class, label or value name>
+ROW_GROUP = 2**20  # rows that the file holds, and a reader gets, in one piece
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,18 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         columns["fold"] = pa.array(predictions.fold, pa.int32())
     for position, name in enumerate(predictions.names):
         columns[PREFIX + name] = pa.array(predictions.values[:, position], pa.float32())
-    table = pa.table(columns).replace_schema_metadata(
-        {f"kfold.{key}": value for key, value in predictions.stamps.items()}
-    )
-    atomic_write(path, lambda temporary: pq.write_table(table, temporary))
+    table = pa.table(columns).replace_schema_metadata(metadata_of(predictions.stamps))
+    atomic_write(path, lambda temporary: pq.write_table(table, temporary, row_group_size=ROW_GROUP))
+
+
+def metadata_of(stamps: Mapping[str, str]) -> dict[str, str]:
+    """The stamps as a Parquet file has them."""
+    return {f"kfold.{key}": value for key, value in stamps.items()}
+
+
+def stamps_of(schema: pa.Schema) -> dict[str, str]:
+    metadata = schema.metadata or {}
+    return {key.decode()[6:]: value.decode() for key, value in metadata.items() if key.startswith(b"kfold.")}
 
 
 def read_predictions(path: Path, fold_stamp: str, expected_ids: Sequence[str] | None = None) -> Predictions:
@@ -67,8 +76,7 @@ def read_predictions(path: Path, fold_stamp: str, expected_ids: Sequence[str] | 
         raise UserError(
             f"{path}: damaged, cannot be read ({str(error).splitlines()[0]}): run predict.py again"
         ) from None
-    metadata = table.schema.metadata or {}
-    stamps = {key.decode()[6:]: value.decode() for key, value in metadata.items() if key.startswith(b"kfold.")}
+    stamps = stamps_of(table.schema)
     if stamps.get("fold_stamp") != fold_stamp:
         found = stamps.get("fold_stamp", "none")[:12]
         raise UserError(f"{path}: made with other folds (stamp {found}, folds.csv has {fold_stamp[:12]}): train again")

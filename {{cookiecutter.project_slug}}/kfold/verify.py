@@ -40,7 +40,8 @@ from kfold.verify_fold import (
 
 OF_A_RUN = ("config.yaml", "competition.yaml", "environment.json")  # each run has them
 WRITTEN_BY_STAGES = (*OF_A_RUN, "pixels.json", "speed.json", "choices.csv", "round.json", "tuned.json", "blend.csv",
-                     "correlation.csv", "importance.csv", "importance.png")  # fmt: skip
+                     "correlation.csv", "importance.csv", "importance.png",
+                     "imported.json")  # fmt: skip
 
 
 def verify_shared(workspace: Workspace) -> list[str]:

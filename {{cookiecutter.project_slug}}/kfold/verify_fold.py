@@ -59,6 +59,13 @@ def verify_fold_files(found: Found, workspace: Workspace, run: str, number: int,
             found.problems += error.problems
     found.problems += problems
     known = {*manifest["files"], *sealed, MANIFEST, FILE_NAME}
+    for shard in workspace.shards(run, number):
+        shard_dir = workspace.shard_dir(run, number, shard)
+        known.add(shard_dir.name)
+        with found.collect():
+            of_shard = artifacts.read_manifest(shard_dir) or {"files": {}}
+            found.num_files += len(of_shard["files"]) + 1
+            artifacts.verify_files(shard_dir, of_shard)
     for path in sorted(folder.iterdir()):
         if path.name not in known:
             note_unknown(found, path)
@@ -145,7 +152,7 @@ def verify_predictions(
 
 def refuse_other_stamps(path: Path, predictions: Predictions, manifest: Mapping, data: Data) -> None:
     wanted = {key: manifest.get(key) for key in ("fold_stamp", "config_hash", "weights_sha256", "task")}
-    wanted["tta"] = manifest.get("predicted", {}).get("tta", "none")
+    wanted["tta"] = artifacts.plan_of(manifest).get("request", {}).get("tta", "none")
     problems = [
         f"{path}: its stamp {key} is '{predictions.stamps.get(key)}', {MANIFEST} says '{value}': predict it again"
         for key, value in wanted.items()

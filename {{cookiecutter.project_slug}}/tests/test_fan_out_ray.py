@@ -18,7 +18,6 @@ from test_pipeline import copy_code, prepare
 
 import fan_out
 import train
-from kfold.artifacts import Workspace
 from kfold.errors import Interrupted, UserError
 from kfold.fan_out import cluster as nodes
 from kfold.fan_out.cluster import Outcome, Share, connected, train_all
@@ -26,19 +25,19 @@ from kfold.fan_out.plan import Run, make_tasks
 from kfold.fan_out.table import Screen
 from kfold.stopping import Stop
 
+os.environ |= nodes.SETTINGS
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as there, Ray then talks over 127.0.0.1, which tests may
 pytest.importorskip("ray", reason="a fan-out needs Ray")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a training must end with a worker that is killed")
 
 EPOCHS = 30  # of a quarter of a second
 WORDS = [f"epochs={EPOCHS}", "save_batches=1"]
-NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": nodes.OBJECT_BYTES}
+NODE = {"num_cpus": 1, "object_store_memory": nodes.OBJECT_BYTES}
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """A head that trains nothing, and two nodes of one core."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.pop("RAY_ADDRESS", None)
     from ray.cluster_utils import Cluster
 
     started = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})

@@ -72,7 +72,7 @@ def test_each_command_means_its_own_run_and_fold_to_train(root, monkeypatch):
         (["baseline"], "2", ["seed=1"], "seed= and --seeds"),
         (["baseline"], "", ["seed=1..3"], "here it is --seeds a..b"),
         (["baseline"], "", ["learning=1"], "learning"),
-        (["baseline"], "", ["head=arcface", "mixing=mixup"], "mixup"),
+        (["baseline"], "", ["head=arcface", "mixing=mixup"], "head=arcface with mixing"),
         (["baseline"], "", ["backbone=resnet_of_mine"], "resnet_of_mine"),
     ],
 )

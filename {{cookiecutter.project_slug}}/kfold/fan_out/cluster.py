@@ -16,6 +16,11 @@ POLL_SECONDS = 0.5
 BOARD_SECONDS = 30  # for an answer of the board; it is on the driver's node
 OBJECT_BYTES = 100_000_000  # of shared memory: nothing large is handed over
 LOCAL = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "object_store_memory": OBJECT_BYTES}
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to Ray's makers
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming rule for tasks without a GPU; today's warns
+    "RAY_worker_niceness": "0",  # a training is no less urgent than by hand (Ray: 15)
+}
 
 Rows = Mapping[str, Mapping[str, object]]
 
@@ -43,8 +48,8 @@ def has_ray() -> bool:
 @contextmanager
 def connected(address: str):
     """Ray, connected to the cluster at this address or, without one, to a small one that lives as long as this."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming rule; of today's Ray warns
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     import ray
 
     from kfold import fan_out

@@ -91,7 +91,8 @@ def train_on_node(
             except Exception as error:  # each store has its own; a short failure should not cost the training
                 if is_over:
                     raise
-                facts |= {"problem": f"{type(error).__name__}: {error}", "prepared": False}
+                facts["problem"] = f"{type(error).__name__}: {error}"
+                facts.pop("prepared", None)
         say(**facts)
 
     wait_for(folder)

@@ -254,7 +254,8 @@ def train_fold(
     truth = targets.values[valid]
     with agreed():
         rows = gather_rows(workspace, run, number, facts, config, folds, targets)
-    rows = by_first(drop_doubtful, workspace, run, number, facts, config, folds, targets, rows, device, stop)
+    if config.clean_labels:
+        rows = by_first(drop_doubtful, workspace, run, number, facts, config, folds, targets, rows, device, stop)
     print(
         f"run {run}, {fold_name(number)}: {config.backbone} at {config.image_size} px, {rows.num_real} rows to train"
         + (f" and {len(rows.train_paths) - rows.num_real} pseudo-labelled ones" if config.pseudo_from else "")

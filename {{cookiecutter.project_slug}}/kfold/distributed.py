@@ -8,10 +8,10 @@ Li and others, PyTorch Distributed: Experiences on Accelerating Data Parallel Tr
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,7 @@ class Group:
     rank: int = 0
     size: int = 1
     objects: dist.ProcessGroup | None = None
+    store: dist.Store | None = None  # of all starts of one torchrun
     cores: str = ""  # KFOLD_CORES as it was
 
 
@@ -86,20 +87,16 @@ def together() -> Iterator[None]:
             if not is_first():
                 stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             if by_first(store.check, [interrupted_key()]):
-                raise Interrupted("a time limit, or a signal, ended this training: no restart goes on with it")
+                raise Interrupted("a time limit, or a signal, ended this training: a restart is not to go on with it")
             yield
         by_first(lambda: None)  # nobody leaves while another still listens
         dist.destroy_process_group()
-    except Interrupted:
-        with suppress(RuntimeError):  # torchrun, which keeps the store, may be gone
-            store.set(interrupted_key(), "1")
-        raise
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or re.search(LOST, str(error))):
             raise
         raise UserError(
-            "another process of this training ended (what it said, or torchrun's summary, tells why): the same command "
-            "goes on from the last saved state"
+            f"another process of this training ended ({str(error).splitlines()[0][-100:]}): see what it said, or "
+            f"torchrun's summary; the same command goes on from the last saved state"
         ) from None
     finally:
         os.environ["KFOLD_CORES"], group = group.cores, ALONE
@@ -133,7 +130,7 @@ def meet(device_type: str, store: dist.Store) -> Group:
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo", store=own, rank=rank, world_size=size)
     objects, cores = dist.new_group(backend="gloo", timeout=LONGEST_WAIT), os.environ.get("KFOLD_CORES", "")
     os.environ["KFOLD_CORES"] = str(max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", size))))
-    return Group(rank, size, objects, cores)
+    return Group(rank, size, objects, store, cores)
 
 
 def start_number() -> int:
@@ -148,7 +145,10 @@ def interrupted_key() -> str:
 
 def is_news(text: str) -> bool:
     """Whether no other process has said this yet, of what several may have to say."""
-    return told_in is None or told_in.add(f"told {start_number()} {text}", 1) == 1
+    try:
+        return told_in is None or told_in.add(f"told {start_number()} {text}", 1) == 1
+    except RuntimeError:  # torchrun, which keeps the store, is gone
+        return True
 
 
 # What all know
@@ -190,7 +190,7 @@ def by_first(function: Callable[..., Result], *arguments) -> Result:
             os.environ["KFOLD_CORES"] = share
     result, problem = of_first((result, problem))
     if problem is not None:
-        raise problem
+        raise_together(problem)
     return result
 
 
@@ -206,7 +206,14 @@ def agreed() -> Iterator[None]:
     except (UserError, Interrupted) as error:
         problem = error
     if any_of(problem is not None):
-        raise next(found for found in gather_objects(problem) if found is not None)
+        raise_together(next(found for found in gather_objects(problem) if found is not None))
+
+
+def raise_together(problem: UserError | Interrupted) -> NoReturn:
+    """Raise what all processes raise; of an interruption torchrun's restarts learn that it was meant."""
+    if isinstance(problem, Interrupted) and group.store is not None:
+        group.store.set(interrupted_key(), "1")
+    raise problem
 
 
 def any_of(is_so: bool) -> bool:
@@ -223,7 +230,7 @@ def check_together(stop: Stop) -> None:
     if group.size == 1:
         stop.check()
     elif any_of(stop.is_due):
-        raise Interrupted(reason_of(stop))
+        raise_together(Interrupted(reason_of(stop)))
 
 
 def reason_of(stop: Stop) -> str:

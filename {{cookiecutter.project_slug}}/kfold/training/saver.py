@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kfold.distributed import any_of, by_first, is_first, reason_of
+from kfold.distributed import any_of, by_first, is_first, raise_together, reason_of
 from kfold.errors import Interrupted, UserError
 from kfold.files import file_sha256
 from kfold.stopping import Stop
@@ -103,7 +103,7 @@ class Saver:
         if any_of(self.stop.is_due):
             by_first(self.save)
             where = f"epoch {self.training.epoch + 1}, after batch {self.training.batch}"
-            raise Interrupted(f"{reason_of(self.stop)}, saved at {where}")
+            raise_together(Interrupted(f"{reason_of(self.stop)}, saved at {where}"))
         if is_long or is_many or is_split:
             self.save()
 

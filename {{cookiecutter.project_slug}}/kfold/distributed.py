@@ -7,6 +7,7 @@ Li and others, PyTorch Distributed: Experiences on Accelerating Data Parallel Tr
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ def together() -> Iterator[None]:
         ) from None
     finally:
         os.environ["KFOLD_CORES"], group = group.cores, ALONE
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of torchrun, which ends all once one has ended
 
 
 def claim_device() -> str:

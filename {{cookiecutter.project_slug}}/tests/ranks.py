@@ -1,4 +1,5 @@
-"""What torchrun starts for test_distributed.py: `ranks.py ROOT/NAME ...` trains these runs, one after the other.
+"""For test_distributed.py: `torchrun ranks.py ROOT/NAME ...` trains these runs, one after the other, on all processes;
+so does `python ranks.py 2 ROOT/NAME ... + 4 ROOT/NAME ...` on 2, and then on 4.
 
 Each process notes the rows that it trains on, in ROOT/rows/<run>.<process>.txt. Also imported, for runs of one process.
 """
@@ -6,7 +7,9 @@ Each process notes the rows that it trains on, in ROOT/rows/<run>.<process>.txt.
 import json
 import os
 import shutil
+import socket
 import sys
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -31,11 +34,11 @@ RUNS = {  # of fold 0: 50 rows to train on, 25 to validate
         "schedule=cosine_cycles", "num_cycles=2", "select=snapshots",
     ],
     "frozen": [*VIT, "lr=0.05", "freeze_epochs=1", "pretrained=true"],
-    "statistics": ["lr=1e-7", "min_lr=1e-8", "epochs=5", "early_stopping=1"],
-    "skipped": [*VIT],
+    "statistics": ["lr=1e-7", "min_lr=1e-8"],
+    "skipped": [*VIT, "lr=1e-9", "min_lr=1e-9", "epochs=4", "early_stopping=1"],
     "unreadable": [*VIT],
     "resumed": ["epochs=3", "ema_decay=0.9", "drop_rate=0.2", "augment=medium", "save_batches=2"],
-    "killed": ["epochs=12", "save_batches=1", "swa_from_epoch=11", "select=swa"],
+    "killed": ["epochs=8", "save_batches=1", "swa_from_epoch=7", "select=swa"],
 }  # fmt: skip
 RUNS["interrupted"] = RUNS["resumed"]
 
@@ -76,15 +79,14 @@ def train_run(root: Path, run: str, stop: Stop | None = None) -> None:
         train.main(fold="0", overrides=words_of(root, run), name=name, root=root, stop=stop)
 
 
-def main() -> None:
-    for place in map(Path, sys.argv[1:]):
-        root, run = place.parent, place.name
+def main(places: list[Path]) -> None:
+    for root, run in ((place.parent, place.name) for place in places):
         if run == "interrupted":
             stop = StopAfter(6) if rank() else Stop()  # not the first one's: all have to know
             try:
                 train_run(root, run, stop)
             except Interrupted as reason:
-                by_first(lambda root=root: shutil.copytree(root, root.with_name("stopped"), symlinks=True) and None)
+                by_first(hand_over, root)
                 print(f"interrupted: {reason}")
         elif run == "unreadable":
             try:
@@ -95,6 +97,47 @@ def main() -> None:
             train_run(root, run)
 
 
-if __name__ == "__main__":
+def hand_over(root: Path) -> None:
+    """The unfinished run to the repositories beside this one, and what was trained on so far."""
+    for name in ("one", "four"):
+        shutil.copytree(root / "runs" / "resumed", root.with_name(name) / "runs" / "resumed")
+    shutil.copytree(root / "rows", root.with_name("stopped") / "rows")
+
+
+def together_on(places: list[Path]) -> None:
     with together():
-        main()
+        main(places)
+
+
+def fork(num_processes: int, places: list[Path]) -> bool:
+    """Train on so many processes, as torchrun would start them, but the imports (6 s) are made once; did it go well?"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_processes)})
+    children = []
+    for number in range(num_processes):
+        child = os.fork()
+        if not child:
+            os.environ.update({"RANK": str(number), "LOCAL_RANK": str(number)})
+            code = 1
+            try:
+                together_on(places)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        children.append(child)
+    return not any(os.waitpid(child, 0)[1] for child in children)
+
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        together_on([Path(word) for word in sys.argv[1:]])
+    else:
+        for words in " ".join(sys.argv[1:]).split(" + "):
+            number, *names = words.split()
+            if not fork(int(number), [Path(name) for name in names]):
+                sys.exit(1)

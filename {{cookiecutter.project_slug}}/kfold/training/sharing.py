@@ -32,10 +32,9 @@ def shared_forward(model: nn.Module, has_idle_epochs: bool) -> Callable:
 
     To be made when all that will ever learn is set to learn. has_idle_epochs: whether some of it is frozen at times.
     """
-    # Of weights and statistics all have the same anyway: share_training, average_statistics.
-    return DistributedDataParallel(
-        model, broadcast_buffers=False, init_sync=False, find_unused_parameters=has_idle_epochs
-    )
+    shared = DistributedDataParallel(model, init_sync=False, find_unused_parameters=has_idle_epochs)
+    shared.broadcast_buffers = False  # they are alike: share_training, average_statistics
+    return shared
 
 
 def gradients_kept_here(forward: Callable, is_last_part: bool) -> AbstractContextManager:

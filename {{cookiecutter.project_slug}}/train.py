@@ -262,7 +262,7 @@ def train_fold(
         + f", {valid.sum()} to validate, {device.type}"
     )
     if num_processes() > 1:
-        print(f"  {describe_processes(config, len(rows.train_ids), device)}")
+        print(f"  {describe_processes(config, rows.num_real, device)}")
     pixels = by_first(open_pixels, workspace, config, all_paths(rows), config.epochs, stop.check, run)
     with agreed():
         train_batches, valid_batches = make_batches(rows, facts.task, config, number, device, pixels, stop.check)
@@ -346,7 +346,6 @@ def train_fold(
     }
     predict = partial(predict_file, valid_batches=valid_batches, device=device, speed=speed, between_batches=check)
     held_out = predict_selected(workspace, run, number, selected_kinds(kinds, config.select), predict)
-
     results = (kinds, bool(training.skipped_rows), held_out, score, facts_of_fold)
     by_first(write_results, workspace, run, number, config, folds, targets, *results)
     by_first(artifacts.delete_states, workspace, run, number)

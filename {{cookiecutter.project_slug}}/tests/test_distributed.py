@@ -31,7 +31,8 @@ from kfold.config import Config
 from kfold.data.loader import EpochOrder, Images, rows_of_share
 from kfold.distributed import Group
 from kfold.errors import UserError, run_stage
-from kfold.setup.several import describe_processes
+from kfold.setup.network import make_model
+from kfold.setup.several import describe_processes, synchronized
 from kfold.training.losses import choose_loss
 from kfold.training.objective import Objective
 
@@ -334,6 +335,21 @@ def test_batch_norm_over_all_processes_needs_equally_many_parts(monkeypatch):
     with pytest.raises(UserError, match="3 to 4 parts of a batch: take a batch_size that 4 divides"):
         describe_processes(config, 100, gpu)
     assert "BatchNorm sees all 32" in describe_processes(config.model_copy(update={"batch_size": 32}), 100, gpu)
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet"])  # of timm's norms some have an activation
+def test_batch_norm_over_all_processes_is_the_same_network(backbone, monkeypatch):
+    monkeypatch.setattr(distributed, "group", Group(0, 2))
+    config = Config(backbone=backbone, pretrained=False, image_size=32, sync_batch_norm=True)
+    images, targets = torch.rand(4, 3, 32, 32), np.eye(3, dtype=np.float32)
+    model = make_model(config, "multiclass", 0, targets).eval()
+    before, names = model(images), list(model.state_dict())
+    shared = synchronized(model, config)
+    torch.testing.assert_close(shared(images), before)
+    assert list(shared.state_dict()) == names
+    norms = [layer for layer in shared.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
 
 
 @pytest.mark.parametrize("rows", [[[0, 1], [1, 2]], [[0], [2]]], ids=["twice", "missing"])

@@ -16,7 +16,10 @@ def share_of_batch(config: Config) -> Config:
 
 
 def describe_processes(config: Config, num_rows: int, device: torch.device) -> str:
-    """One line for the person. num_rows: to train on. Raises UserError for what several processes cannot do."""
+    """One line for the person. num_rows: to train on, without pseudo-labels.
+
+    Raises UserError for what several processes cannot do.
+    """
     size, batch = num_processes(), min(config.batch_size, num_rows)
     shares = [rows_of_share(batch, process, size) for process in range(size)]
     numbers = sorted({share.stop - share.start for share in shares})

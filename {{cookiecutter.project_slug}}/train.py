@@ -13,6 +13,9 @@ each epoch) and ends with the same bytes. SIGTERM, Ctrl-C and --time-limit save 
 <name>-seed1 to -seed3: a seed ensemble for stack.py. --fold all --parallel auto trains several folds at once where one
 leaves GPUs idle; what a fold says is in runs/<name>/fold<k>/output.log until it is done.
 
+torchrun --nproc-per-node 2 train.py --fold 0 trains one fold on two GPUs (or more, or several machines: --nnodes), the
+same batches and learning rates as on one: docs/several_gpus.md.
+
 Before it trains for hours, --find-lr, --overfit-batch and --profile look at one fold (the first, unless --fold says
 which) and change nothing of a run. They write runs/<name>/lr_range_fold<k>.png and .csv, and profile.png and .csv.
 """
@@ -35,9 +38,27 @@ from kfold.conflicts import task_contradictions
 from kfold.data.folds import Folds, read_folds, take_rows
 from kfold.data.loader import EpochOrder
 from kfold.data.targets import Targets
+from kfold.distributed import (
+    agreed,
+    by_first,
+    check_together,
+    held_by_first,
+    is_news,
+    num_processes,
+    together,
+)
 from kfold.errors import UserError, run_stage
 from kfold.files import locked
-from kfold.finish import predict_file, write_log, write_results, write_skipped, write_snapshot, write_weights
+from kfold.finish import (
+    predict_file,
+    predict_selected,
+    selected_kinds,
+    write_log,
+    write_results,
+    write_skipped,
+    write_snapshot,
+    write_weights,
+)
 from kfold.folds_at_once import read_wish
 from kfold.forecast import PREPARED, TimeForecast, bytes_needed, refuse_full_disk
 from kfold.intervals import score_folds
@@ -54,7 +75,8 @@ from kfold.setup.network import refuse_unfit_model
 from kfold.setup.objective import make_loss, make_objective
 from kfold.setup.pixels import open_pixels
 from kfold.setup.rows import all_paths, gather_rows
-from kfold.setup.speed import choose_speed
+from kfold.setup.several import describe_processes, share_of_batch
+from kfold.setup.speed import choose_speed_together
 from kfold.setup.speed_measure import Fold
 from kfold.setup.start import make_network, make_training
 from kfold.setup.terms import load_teachers, make_terms
@@ -66,6 +88,7 @@ from kfold.training.memory import full_memory_named
 from kfold.training.optimizers import NUM_MOMENTS
 from kfold.training.precision import choose_device, make_deterministic
 from kfold.training.schedules import cycle_ends
+from kfold.training.sharing import share_training
 from kfold.training.state import EpochResult
 
 ROOT = Path(__file__).resolve().parent
@@ -109,29 +132,29 @@ def main(
         rehearse_fold(rehearsal, workspace, run, numbers[0], facts, config, folds, targets, num_rows, stop)
         return
     if is_part:
-        artifacts.refuse_other_settings(workspace, run, facts, config)  # registered by the parent: nodes may differ
+        by_first(artifacts.refuse_other_settings, workspace, run, facts, config)  # registered by the parent: nodes may differ
     else:
-        artifacts.register_run(workspace, run, facts, config, numbers, overwrite)
+        by_first(artifacts.register_run, workspace, run, facts, config, numbers, overwrite)
     if waiting := waiting_keys(config):
         print(f"run {run}: trained without pseudo-labels: {', '.join(waiting)} waits for pseudo_label.py --run {run}")
-    trained = resume_from is not None and adopt_run(workspace, resume_from, run, numbers, config, folds.stamp)
+    trained = resume_from is not None and by_first(adopt_run, workspace, resume_from, run, numbers, config, folds.stamp)
     if parallel and train_beside(workspace, config_path, overrides, run, numbers, folds.stamp, parallel, stop):
         numbers, trained = [], True
     for position, number in enumerate(numbers):
-        with locked(workspace.fold_dir(run, number)), stop.listening():
-            if artifacts.is_done(workspace, run, number, folds.stamp):
-                artifacts.delete_states(workspace, run, number)  # a kill may have come between the manifest and this
+        with held_by_first(partial(locked, workspace.fold_dir(run, number))), stop.listening():
+            if by_first(artifacts.is_done, workspace, run, number, folds.stamp):
+                by_first(artifacts.delete_states, workspace, run, number)  # a kill may have come before this
                 print(f"run {run}, {fold_name(number)}: done before (--overwrite trains it again)")
                 continue
-            stop.check()
+            check_together(stop)
             with full_memory_named(fold_name(number)):
                 train_fold(workspace, run, number, facts, config, folds, targets, metric, stop, len(numbers) - position)
             trained = True
     if numbers == [artifacts.ALL_DATA]:
         print(f"next: python predict.py --run {run}")
-    elif not (is_part or artifacts.is_ablation(run)) and workspace.trained_folds(run) == list(range(folds.num_folds)):
-        summarize(workspace, run, config, folds, targets, metric, trained)
-    stop.check()  # a signal may have come with the last fold: later stages should not start
+    elif not (is_part or artifacts.is_ablation(run)):
+        by_first(summarize, workspace, run, config, folds, targets, metric, trained)
+    check_together(stop)  # a signal may have come with the last fold: later stages should not start
 
 
 def refuse_odd_request(
@@ -141,6 +164,9 @@ def refuse_odd_request(
         read_wish(parallel)
         if rehearsal or fold != "all":
             raise UserError("--parallel trains several folds: it goes with --fold all")
+    if num_processes() > 1 and (parallel or rehearsal):
+        flag = "parallel" if parallel else rehearsal.replace("_", "-")
+        raise UserError(f"--{flag} is for one process: start it with python, not torchrun")
     if overwrite and resume_from is not None:
         raise UserError("--overwrite starts anew and --resume-from takes over earlier work: leave out one of them")
     if rehearsal and (overwrite or resume_from is not None):
@@ -229,21 +255,27 @@ def train_fold(
     make_deterministic(config.deterministic)
     valid = folds.fold == number
     truth = targets.values[valid]
-    rows = gather_rows(workspace, run, number, facts, config, folds, targets)
-    rows = drop_doubtful(workspace, run, number, facts, config, folds, targets, rows, device, stop)
+    with agreed():
+        rows = gather_rows(workspace, run, number, facts, config, folds, targets)
+    if config.clean_labels:
+        rows = by_first(drop_doubtful, workspace, run, number, facts, config, folds, targets, rows, device, stop)
     print(
         f"run {run}, {fold_name(number)}: {config.backbone} at {config.image_size} px, {rows.num_real} rows to train"
         + (f" and {len(rows.train_paths) - rows.num_real} pseudo-labelled ones" if config.pseudo_from else "")
         + f", {valid.sum()} to validate, {device.type}"
     )
-    pixels = open_pixels(workspace, config, all_paths(rows), config.epochs, stop.check, run)
-    train_batches, valid_batches = make_batches(rows, facts.task, config, number, device, pixels, stop.check)
+    if num_processes() > 1:
+        print(f"  {describe_processes(config, rows.num_real, device)}")
+    pixels = by_first(open_pixels, workspace, config, all_paths(rows), config.epochs, stop.check, run)
+    with agreed():
+        train_batches, valid_batches = make_batches(rows, facts.task, config, number, device, pixels, stop.check)
+        teachers = load_teachers(workspace, config.distill_from, number, folds.stamp)
     model, card = make_network(rows, targets.names, facts.task, config, number, device, pixels)
-    teachers = load_teachers(workspace, config.distill_from, number, folds.stamp)
     order: EpochOrder = train_batches.batch_sampler
     num_steps = order.steps_before(config.epochs)
-    speed, reason = choose_speed(
-        Fold(workspace, run, number, config, model, card, rows, teachers, num_steps, folds_left, device, stop)
+    of_process = share_of_batch(config)
+    speed, reason = choose_speed_together(
+        Fold(workspace, run, number, of_process, model, card, rows, teachers, num_steps, folds_left, device, stop)
     )
     print(f"  speed: {speed} ({reason})")
     training, precision = make_training(model, config, speed, device), speed.precision(reason)
@@ -251,17 +283,19 @@ def train_fold(
     ends = cycle_ends(config.epochs, config.num_cycles) if config.schedule == "cosine_cycles" else []
 
     num_moments, folder = NUM_MOMENTS[config.optimizer], workspace.fold_dir(run, number)
-    needed = bytes_needed(model, num_moments, training.averages, len(ends), folds_left, folder)
-    print(f"{PREPARED}{refuse_full_disk(folder, needed)}")
+    needed = by_first(bytes_needed, model, num_moments, training.averages, len(ends), folds_left, folder)
+    print(f"{PREPARED}{by_first(refuse_full_disk, folder, needed)}")
     saver = make_saver(
         workspace, run, number, training, config, folds.stamp, rows, pixels, teachers, device, speed, stop
     )
-    if resumed := saver.restore():
+    if resumed := by_first(saver.restore):
         print(f"  {resumed}")
+    share_training(training)
     first_step, averages = order.steps_before(training.epoch, training.batch), training.averages
-    terms = make_terms(
-        model, averages, teachers, rows, card, config, number, device, precision, order, first_step, pixels
-    )
+    with agreed():
+        terms = make_terms(
+            model, averages, teachers, rows, card, config, number, device, precision, order, first_step, pixels
+        )
     objective = make_objective(config, facts.task, terms, bool(teachers), rows)
     forecast = TimeForecast(
         num_steps,
@@ -290,7 +324,7 @@ def train_fold(
             best = training.best_score
             if valid_batches is not None and (best is None or metric.better(result.score, best)):
                 training.best_score, training.best_weights = result.score, copy_weights(training.model)
-            write_log(workspace.log_path(run, number), training)
+            by_first(write_log, workspace.log_path(run, number), training)
             saver.save()
             print(describe_epoch(result, config.epochs, metric.name, valid_batches is not None))
     finally:
@@ -298,8 +332,9 @@ def train_fold(
 
     if training.epoch < config.epochs:
         print(f"  ended after epoch {training.epoch}: {config.early_stopping} epochs without a better {metric.name}")
-    write_log(workspace.log_path(run, number), training)
-    kinds = write_weights(workspace, run, number, training, card, recipe, train_batches, device, stop.check)
+    by_first(write_log, workspace.log_path(run, number), training)
+    check = partial(check_together, stop)
+    kinds = write_weights(workspace, run, number, training, card, recipe, train_batches, device, check)
     facts_of_fold = {
         "task": facts.task,
         "device": device.type,
@@ -310,11 +345,13 @@ def train_fold(
         "minutes": round(sum(result.seconds for result in training.log) / 60, 3),
         "images_per_second": round(float(np.median([result.images_per_second for result in training.log])), 1),
         "teachers": {name: teacher.weights_sha256 for name, teacher in teachers.items()},
+        **({"processes": num_processes()} if num_processes() > 1 else {}),
     }
-    predict = partial(predict_file, valid_batches=valid_batches, device=device, speed=speed, between_batches=stop.check)
-    has_skipped = bool(training.skipped_rows)
-    write_results(workspace, run, number, config, folds, targets, kinds, has_skipped, predict, score, facts_of_fold)
-    artifacts.delete_states(workspace, run, number)
+    predict = partial(predict_file, valid_batches=valid_batches, device=device, speed=speed, between_batches=check)
+    held_out = predict_selected(workspace, run, number, selected_kinds(kinds, config.select), predict)
+    results = (kinds, bool(training.skipped_rows), held_out, score, facts_of_fold)
+    by_first(write_results, workspace, run, number, config, folds, targets, *results)
+    by_first(artifacts.delete_states, workspace, run, number)
 
 
 def describe_epoch(result: EpochResult, epochs: int, metric_name: str, is_validated: bool) -> str:
@@ -329,7 +366,10 @@ def describe_epoch(result: EpochResult, epochs: int, metric_name: str, is_valida
 def summarize(
     workspace: Workspace, run: str, config: Config, folds: Folds, targets: Targets, metric: Metric, trained: bool
 ) -> None:
-    """Print the table of all folds; add the run's row to the ledger if a fold was trained now, or it has none."""
+    """Print the table, once all folds are there; add the run's row to the ledger if a fold was trained now, or it has
+    none."""
+    if workspace.trained_folds(run) != list(range(folds.num_folds)):
+        return
     manifests = [artifacts.read_manifest(workspace.fold_dir(run, number)) for number in range(folds.num_folds)]
     if not all("oof.parquet" in manifest["files"] for manifest in manifests):
         print(f"run {run}: its predictions were interrupted; next: python predict.py --run {run}")
@@ -406,6 +446,10 @@ if __name__ == "__main__":
     words = arguments.overrides + ([f"limit={arguments.limit}"] if arguments.limit is not None else [])
 
     def main_of_each_seed() -> None:
+        with together():
+            train_each_seed()
+
+    def train_each_seed() -> None:
         stop = Stop(None if arguments.time_limit is None else parse_seconds(arguments.time_limit))
         for ending, its_words in seed_runs(words):
             base = arguments.name or (arguments.config.stem if arguments.config else "baseline")
@@ -424,4 +468,4 @@ if __name__ == "__main__":
                 is_part=arguments.part,
             )
 
-    run_stage(main_of_each_seed, keeps_parts=not arguments.rehearsal)
+    run_stage(main_of_each_seed, not arguments.rehearsal, is_news)

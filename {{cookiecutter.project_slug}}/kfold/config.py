@@ -212,6 +212,7 @@ class Config(Settings):
     freeze_epochs: int = Field(0, ge=0)  # first epochs, which train the head alone
     freeze_stages: int = Field(0, ge=0, le=100)  # first stages of the backbone, never trained
     freeze_batch_norm: bool = False  # keep the statistics of the pretrained BatchNorm
+    sync_batch_norm: bool = False  # of several GPUs: BatchNorm over the images of all of them
     weight_decay: float = Field(0.0, ge=0)
     decay_all: bool = False  # true: weight decay of biases and norms, too
     clip_grad: float = Field(0.0, ge=0)  # longest gradient (its norm over all weights); 0: off; usual 1

@@ -32,6 +32,20 @@ CONFLICTS: tuple[tuple[Callable[["Config"], bool], str], ...] = (
         lambda c: c.freeze_batch_norm and c.norm == "group",
         "freeze_batch_norm with norm=group: no BatchNorm is left to freeze: drop one of them",
     ),
+    *(
+        (
+            lambda c, is_on=is_on: c.sync_batch_norm and is_on(c),
+            "sync_batch_norm with " + what + ": drop one of them",
+        )
+        for what, is_on in (
+            ("freeze_batch_norm, whose statistics are fixed", lambda c: c.freeze_batch_norm),
+            ("norm=group: no BatchNorm is left", lambda c: c.norm == "group"),
+            (
+                "consistency_weight: a process whose test images cannot be read would keep the others waiting",
+                lambda c: c.consistency_weight > 0,
+            ),
+        )
+    ),
     (
         lambda c: c.head != "linear" and c.prior_bias,
         "prior_bias with head={head}: that head has no bias of classes: drop one of them",

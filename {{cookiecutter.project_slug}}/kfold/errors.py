@@ -1,5 +1,6 @@
 """A person's mistake becomes one line per problem and exit code 2, never a traceback; an interruption exit code 75."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,9 @@ class UserError(Exception):
     def __init__(self, problems: str | Sequence[str]):
         self.problems = [one_line(problem) for problem in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple:
+        return UserError, (self.problems,)  # for another process
 
     def at(self, where: str) -> "UserError":
         """The same problems, each with the file in front."""
@@ -42,10 +46,13 @@ class Interrupted(BaseException):
     """A signal or a time limit ends the work; what is finished is kept. No Exception, so that none swallows it."""
 
 
-def run_stage(stage: Callable[[], object], keeps_parts: bool = True) -> None:
+def run_stage(
+    stage: Callable[[], object], keeps_parts: bool = True, is_news: Callable[[str], bool] | None = None
+) -> None:
     """Call a stage script's main; print a UserError as plain lines on stderr and exit with 2.
 
     SIGTERM, Ctrl-C and a time limit exit with 75: run the same command again. keeps_parts: whether it then goes on.
+    is_news: for a stage that several processes work on together, whether none of the others told a line already.
     """
 
     def interrupt(number: int, _: FrameType | None) -> None:
@@ -54,14 +61,18 @@ def run_stage(stage: Callable[[], object], keeps_parts: bool = True) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, interrupt)
     try:
+        if is_news is None and "TORCHELASTIC_RUN_ID" in os.environ:
+            raise UserError(f"torchrun is for train.py: start {os.path.basename(sys.argv[0])} with python")
         stage()
     except UserError as error:
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            if is_news is None or is_news(problem):
+                print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as reason:
         again = "finished parts are kept" if keeps_parts else "it begins anew (no run was changed)"
         if "--overwrite" in sys.argv:
             again = "without --overwrite"
-        print(f"interrupted: {reason}: run the same command again, {again}", file=sys.stderr)
+        if is_news is None or is_news("interrupted"):
+            print(f"interrupted: {reason}: run the same command again, {again}", file=sys.stderr)
         sys.exit(TRY_AGAIN)

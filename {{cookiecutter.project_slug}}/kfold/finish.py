@@ -1,7 +1,7 @@
 """The end of a fold's training, for train.py: weights files, out-of-fold predictions made from them, the manifest."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from kfold.config import Config
 from kfold.data.folds import Folds
 from kfold.data.loader import read_batches
 from kfold.data.targets import Targets
+from kfold.distributed import agreed, by_first, is_first
 from kfold.errors import UserError
 from kfold.files import atomic_write, file_sha256
 from kfold.model.weights import ModelCard, copy_weights, load_model, normalize, weights_to_bytes
@@ -26,7 +27,7 @@ from kfold.seeds import seed_of
 from kfold.training.averaging import refresh_batch_norm
 from kfold.training.loop import Recipe, keep_frozen
 from kfold.training.memory import split_rows
-from kfold.training.predicting import predict_logits, same, to_target_units
+from kfold.training.predicting import predict_held_out, to_target_units
 from kfold.training.speed import Speed, arrange
 from kfold.training.state import Training
 
@@ -38,7 +39,7 @@ def write_log(path: Path, training: Training) -> None:
 
 def write_skipped(path: Path, training: Training, train_ids: np.ndarray) -> None:
     """skipped.csv: the images of batches whose loss was not finite; no file where there were none."""
-    if training.skipped_rows:
+    if training.skipped_rows and is_first():
         rows = [(epoch, batch, train_ids[row]) for epoch, batch, row in training.skipped_rows]
         atomic_write(path, to_spreadsheet(pd.DataFrame(rows, columns=["epoch", "batch", "id"])))
 
@@ -48,7 +49,7 @@ def write_snapshot(
 ) -> None:
     """The weights at the end of a cycle (from 1), which the state vouches for from here on."""
     kind, content = f"snapshot{cycle}", weights_to_bytes(copy_weights(training.model), card)
-    atomic_write(workspace.weights_path(run, number, kind), content)
+    by_first(atomic_write, workspace.weights_path(run, number, kind), content)
     training.snapshots[kind] = hashlib.sha256(content).hexdigest()
 
 
@@ -69,8 +70,11 @@ def write_weights(
     """
     for kind, digest in training.snapshots.items():
         path = workspace.weights_path(run, number, kind)
-        if not path.exists() or file_sha256(path) != digest:
-            raise UserError(f"{path}: damaged since it was written: run the same command again, it will be made anew")
+        with agreed():
+            if not path.exists() or file_sha256(path) != digest:
+                raise UserError(
+                    f"{path}: damaged since it was written: run the same command again, it will be made anew"
+                )
     weights = {"last": copy_weights(training.model)}
     if training.best_weights:
         weights["best"] = training.best_weights
@@ -81,7 +85,7 @@ def write_weights(
         refresh_statistics(average, train_batches, card, recipe, training.accumulate, device, between_batches)
         weights["swa"] = copy_weights(average)
     for kind, tensors in weights.items():
-        atomic_write(workspace.weights_path(run, number, kind), weights_to_bytes(tensors, card))
+        by_first(atomic_write, workspace.weights_path(run, number, kind), weights_to_bytes(tensors, card))
     return [*weights, *training.snapshots]
 
 
@@ -119,11 +123,33 @@ def predict_file(
     between_batches: Callable[[], None],
 ) -> np.ndarray:
     """Predictions (N, C) of the held-out rows, from the weights file that the manifest will vouch for."""
-    model, card = load_model(path)
-    model, batches = arrange(model.to(device), speed), read_batches(valid_batches)
-    precision = speed.precision("as in training")
-    logits = predict_logits(model, batches, [same], card, device, precision, None, between_batches)[0]
+    with agreed():
+        model, card = load_model(path)
+    model, precision = arrange(model.to(device), speed), speed.precision("as in training")
+    logits = predict_held_out(model, valid_batches, card, device, precision, between_batches)
     return to_target_units(logits, card).numpy()
+
+
+def predict_selected(
+    workspace: Workspace,
+    run: str,
+    number: int,
+    kinds: Sequence[str],
+    predict: Callable[[Path], np.ndarray],
+) -> np.ndarray | None:
+    """The mean prediction (N, C) of the held-out rows by some kinds of weights; None for the full-data fit.
+
+    predict: a weights file -> predictions (N, C).
+    """
+    if number == artifacts.ALL_DATA:
+        return None
+    values = [predict(workspace.weights_path(run, number, kind)) for kind in kinds]
+    return np.mean(values, axis=0, dtype=np.float64).astype(np.float32)
+
+
+def selected_kinds(kinds: Sequence[str], select: str) -> list[str]:
+    """Of the kinds of weights files, those that the fold predicts with."""
+    return [kind for kind in kinds if kind.startswith("snapshot")] if select == "snapshots" else [select]
 
 
 def write_results(
@@ -135,18 +161,17 @@ def write_results(
     targets: Targets,
     kinds: list[str],
     has_skipped: bool,
-    predict: Callable[[Path], np.ndarray],
+    held_out: np.ndarray | None,
     score: Callable[[np.ndarray], float],
     facts_of_fold: Mapping[str, object],
 ) -> None:
-    """oof.parquet from the selected weights, and the manifest of all files.
+    """oof.parquet, and the manifest of all files.
 
-    kinds: of the weights files that are there. has_skipped: whether skipped.csv is there. predict: a weights file ->
-    predictions (N, C) of the held-out rows.
+    kinds: of the weights files that are there. has_skipped: whether skipped.csv is there. held_out: what the selected
+    ones predict for these rows (N, C); None for the full-data fit.
     """
     folder, valid = workspace.fold_dir(run, number), folds.fold == number
-    selected = [kind for kind in kinds if kind.startswith("snapshot") or config.select != "snapshots"]
-    selected = selected if config.select == "snapshots" else [config.select]
+    selected = selected_kinds(kinds, config.select)
     paths = {kind: workspace.weights_path(run, number, kind) for kind in kinds}
     names = [*(path.name for path in paths.values()), workspace.log_path(run, number).name]
     names += [workspace.pseudo_path(run, number).name] if config.pseudo_from else []
@@ -158,11 +183,10 @@ def write_results(
     stamps = artifacts.stamps(folds.stamp, config, facts_of_fold["task"], weights_sha256, config.select, "none")
     origin = {key: stamps[key] for key in ("fold_stamp", "config_hash", "weights_sha256")}
     result: dict = {"trained_without_fold": None, "score": None}
-    if number != artifacts.ALL_DATA:
-        chosen = np.mean([predict(paths[kind]) for kind in selected], axis=0, dtype=np.float64).astype(np.float32)
-        oof = Predictions(folds.ids[valid], chosen, targets.names, stamps, folds.fold[valid])
+    if held_out is not None:
+        oof = Predictions(folds.ids[valid], held_out, targets.names, stamps, folds.fold[valid])
         write_predictions(workspace.predictions_path(run, number, "oof"), oof)
         names.append("oof.parquet")
-        result = {"trained_without_fold": number, "score": score(chosen)}
+        result = {"trained_without_fold": number, "score": score(held_out)}
     facts_of_fold = {"run": run, **result, **origin, "kind": config.select, "weights": shares, **facts_of_fold}
     artifacts.write_manifest(folder, facts_of_fold, names)

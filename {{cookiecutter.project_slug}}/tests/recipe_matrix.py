@@ -72,6 +72,7 @@ LEVELS: dict[str, tuple[str, ...]] = {  # factor -> its levels as key=value word
         "pretrained=true freeze_epochs=1",
         "pretrained=true freeze_stages=2",
         "pretrained=true freeze_batch_norm=true",
+        "sync_batch_norm=true",
     ),
     "augment": (
         OFF,

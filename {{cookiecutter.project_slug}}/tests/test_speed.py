@@ -348,7 +348,7 @@ def test_a_compiled_step_is_the_models_own_and_leaves_its_names(monkeypatch):
     for forward in (None, compiled):
         its_model = deepcopy(model) if forward is None else model
         optimizer, scaler = torch.optim.SGD(its_model.parameters()), torch.amp.GradScaler(enabled=False)
-        training = Training(its_model, optimizer, scaler, compiled=forward)
+        training = Training(its_model, optimizer, scaler, forward=forward)
         batch = random_batch(2, torch.eye(3), torch.ones(3, 3))
         objective = Objective(choose_loss(("auto",), "multiclass", (), {}))
         moment = Moment(0, 0, 0.0, 0.1, 0)

@@ -33,11 +33,14 @@ Key = tuple[int, int] | tuple[int, int, int]  # epoch (from 0), row, and the siz
 
 
 class Batch(NamedTuple):
+    """Of several processes that share a batch each has its own images, but the targets and weights of all."""
+
     images: torch.Tensor  # (B, size, size, 3) uint8
     targets: torch.Tensor  # (B, C) float32; C = 0 where there are none
     weights: torch.Tensor  # (B, C) float32: of each target in the loss
     indices: torch.Tensor  # (B,) int64: rows of the data set
     problems: list[tuple[int, str]]  # (row, reason) of files that cannot be read; their image is black
+    own: slice = slice(None)  # of these B rows, those whose images are here
 
 
 class Images(Dataset):
@@ -46,7 +49,7 @@ class Images(Dataset):
 
     size: of an image, in pixels; the largest where the keys of a batch carry one of their own. transform_of:
     (epoch, size) -> the transform to use; by default `transform`, always. read: row -> pixels, such as a cache's
-    reader; by default the files are decoded.
+    reader; by default the files are decoded. share: (this process, of how many) that share each batch.
     """
 
     def __init__(
@@ -60,22 +63,28 @@ class Images(Dataset):
         weights: np.ndarray | None = None,
         transform_of: Callable[[int, int], A.Compose] | None = None,
         read: Callable[[int], np.ndarray] | None = None,
+        share: tuple[int, int] = (0, 1),
     ):
         self.read = read or FileReader(paths)
         self.paths = np.array([str(path) for path in paths])  # no list: see FileReader
         self.targets = torch.from_numpy(np.ascontiguousarray(targets, np.float32))
         self.weights = torch.ones_like(self.targets) if weights is None else torch.from_numpy(weights)
         self.transform, self.size, self.seed, self.fold = transform, size, seed, fold
-        self.transform_of = transform_of
+        self.transform_of, self.share = transform_of, share
+
+    def num_own(self, num_rows: int) -> int:
+        """Of a batch of so many rows, the most that a process reads."""
+        return -(-num_rows // self.share[1])
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         size = keys[0][2] if len(keys[0]) == 3 else self.size
-        images = np.empty((len(keys), size, size, 3), np.uint8)
+        own = rows_of_share(len(keys), *self.share)
+        images = np.empty((own.stop - own.start, size, size, 3), np.uint8)
         problems = []
-        for position, (epoch, row, *_) in enumerate(keys):
+        for position, (epoch, row, *_) in enumerate(keys[own]):
             try:
                 image = self.read(row)
             except BadImage as problem:
@@ -85,7 +94,12 @@ class Images(Dataset):
             transform = self.transform_of(epoch, size) if self.transform_of else self.transform
             apply_into(images[position], transform, image, seed_of(self.seed, self.fold, epoch, row))
         indices = torch.tensor([key[1] for key in keys])
-        return Batch(torch.from_numpy(images), self.targets[indices], self.weights[indices], indices, problems)
+        return Batch(torch.from_numpy(images), self.targets[indices], self.weights[indices], indices, problems, own)
+
+
+def rows_of_share(num_rows: int, process: int, num_processes: int) -> slice:
+    """The rows of a batch that one of the processes (from 0) works on; shares differ by one row at most."""
+    return slice(num_rows * process // num_processes, num_rows * (process + 1) // num_processes)
 
 
 class EpochOrder(Sampler):
@@ -188,7 +202,7 @@ def make_loader(
 
 def shared_bytes(images: Images, order: EpochOrder, num_processes: int) -> int:
     """What so many loader processes keep in shared memory."""
-    return num_processes * PREFETCHED * order.batch_size * 3 * images.size**2
+    return num_processes * PREFETCHED * images.num_own(order.batch_size) * 3 * images.size**2
 
 
 class ThreadLoader:
@@ -220,7 +234,7 @@ class ThreadLoader:
         batch = self.dataset.__getitems__(keys)
         if not self.pin_memory:
             return batch
-        return Batch(*(tensor.pin_memory() for tensor in batch[:4]), batch.problems)
+        return Batch(*(tensor.pin_memory() for tensor in batch[:4]), *batch[4:])
 
 
 def free_shared_memory() -> float:

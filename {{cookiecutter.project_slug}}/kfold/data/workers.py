@@ -63,7 +63,7 @@ def workers_for(
     here = time_here(images, order)
     if here * len(order) < LITTLE:
         return "threads" if has_threads and device.type == "cuda" else 0
-    speeds: dict[int | str, float] = {0: order.batch_size / here}
+    speeds: dict[int | str, float] = {0: images.num_own(order.batch_size) / here}
     num_processes = min(cores, MOST_PROCESSES)
     kinds: list[int | str] = ["threads"] * has_threads
     if shared_bytes(images, order, num_processes) < free_shared_memory():

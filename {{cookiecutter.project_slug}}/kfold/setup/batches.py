@@ -14,6 +14,7 @@ from kfold.data.loader import EpochOrder, Images, ThreadLoader, make_loader, mix
 from kfold.data.sampler import RowsOf, classes_of, resampled
 from kfold.data.sizes import SizeOf, drawn_sizes, growing_sizes
 from kfold.data.workers import workers_for
+from kfold.distributed import share
 from kfold.setup.rows import TrainingRows
 
 
@@ -41,6 +42,7 @@ def make_batches(
         rows.train_weights,
         partial(transform_of_epoch, augmentation, first_plain_epoch(config)),
         pixels.reader(rows.train_paths),
+        share(),
     )
     rows_of = make_rows_of(config, rows.train_targets, rows.num_real, task, number)
     size_of = make_size_of(config, number)
@@ -55,6 +57,7 @@ def make_batches(
         eval_transform(size, config.center_crop),
         size,
         read=pixels.reader(rows.valid_paths),
+        share=share(),
     )
     valid_order = EpochOrder(len(valid_images), 2 * config.batch_size, False)
     return train_batches, make_loader(valid_images, valid_order, workers, device)

@@ -73,8 +73,9 @@ def refuse_unfit_model(config: Config, num_outputs: int) -> None:
             with torch.device(device), torch.inference_mode():
                 model = build_network(config, num_outputs, pretrained=False).eval()
                 make_optimizer_of(model, config)
-                if config.freeze_batch_norm and not batch_norms(model.backbone):
-                    raise UserError(f"freeze_batch_norm: {config.backbone} has no BatchNorm: leave it out")
+                for key in ("freeze_batch_norm", "sync_batch_norm"):
+                    if getattr(config, key) and not batch_norms(model.backbone):
+                        raise UserError(f"{key}: {config.backbone} has no BatchNorm: leave it out")
                 for size in {config.image_size, smallest}:
                     model(torch.zeros(2, 3, size, size))
             return

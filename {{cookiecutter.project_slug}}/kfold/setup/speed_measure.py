@@ -15,6 +15,7 @@ from tqdm import tqdm
 from kfold.artifacts import Workspace
 from kfold.config import Config
 from kfold.data.loader import Batch
+from kfold.distributed import num_processes
 from kfold.model.weights import ModelCard
 from kfold.setup.batches import largest_size
 from kfold.setup.objective import make_objective
@@ -157,10 +158,11 @@ def dtypes_of(config: Config, device: torch.device) -> list[str]:
 
 
 def compile_estimate(fold: Fold) -> float:
-    """Seconds; infinite where a compiled step will not do: other sizes are compiled anew, and on a GPU the kernels that
-    are chosen by timing round otherwise each time."""
+    """Seconds; infinite where a compiled step will not do: other sizes are compiled anew, on a GPU the kernels that are
+    chosen by timing round otherwise each time, and several processes hand over gradients as layers are done."""
     config = fold.config
     is_excluded = config.multi_scale or config.progressive or (config.deterministic and fold.device.type != "cpu")
+    is_excluded = is_excluded or num_processes() > 1
     return float("inf") if is_excluded else estimated_seconds(fold.model)
 
 

@@ -11,6 +11,7 @@ from kfold import artifacts
 from kfold.artifacts import Workspace
 from kfold.config import Config, settings_hash
 from kfold.data.cache import Pixels
+from kfold.distributed import num_processes
 from kfold.setup.rows import TrainingRows, rows_sha256
 from kfold.setup.terms import Teacher
 from kfold.stopping import Stop
@@ -99,6 +100,7 @@ def make_saver(
         "precision": speed.dtype,
         "speed": str(speed),
         **({"threads": str(torch.get_num_threads())} if device.type == "cpu" else {}),  # sums are split among them
+        "processes": str(num_processes()),  # and among these
         **artifacts.environment(),
     }
     return Saver(

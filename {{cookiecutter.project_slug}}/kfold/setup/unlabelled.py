@@ -13,6 +13,7 @@ from kfold.data.augment import Augmentation, train_transform
 from kfold.data.cache import FILES, Pixels
 from kfold.data.loader import EpochOrder, Images, ThreadLoader, make_loader
 from kfold.data.workers import workers_for
+from kfold.distributed import share
 from kfold.errors import UserError
 from kfold.seeds import seed_of
 from kfold.setup.batches import make_augmentation
@@ -53,7 +54,7 @@ def make_both_sides(
     for side in ("student", "teacher"):
         seed = seed_of(config.seed, "unlabelled", side)
         targets, read = np.zeros((len(paths), 0)), pixels.reader(paths)
-        images = Images(paths, targets, transform, config.image_size, seed, number, read=read)
+        images = Images(paths, targets, transform, config.image_size, seed, number, read=read, share=share())
         order = EpochOrder(len(paths), batch_size, True, config.seed, number)
         workers = workers_for(images, order, config.workers, device)
         loaders.append(make_loader(images, order, workers, device))

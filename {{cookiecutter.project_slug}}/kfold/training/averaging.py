@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
+from kfold.training.sharing import average_statistics
+
 
 def make_ema(model: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of parameters and buffers: call `update_parameters(model)` after each step.
@@ -69,6 +71,7 @@ def refresh_batch_norm(
     if norms:
         for batch in images:
             model(batch)
+    average_statistics(model)
     for norm, momentum in norms.items():
         norm.momentum = momentum
     model.train(was_training)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from kfold.data.loader import EpochOrder, read_batches
+from kfold.distributed import agreed, is_first, num_processes, of_first
 from kfold.model.freeze import freeze
 from kfold.model.weights import ModelCard
 from kfold.seeds import seed_of
@@ -20,8 +21,9 @@ from kfold.training.losses import choose_loss
 from kfold.training.objective import Objective
 from kfold.training.parameter_groups import restart_idle_counters
 from kfold.training.precision import Precision
-from kfold.training.predicting import nothing, predict_logits, refuse_unreadable, same, standardized, to_target_units
+from kfold.training.predicting import nothing, predict_held_out, refuse_unreadable, standardized, to_target_units
 from kfold.training.schedules import Curve, learning_rate, make_timetable
+from kfold.training.sharing import shared_forward
 from kfold.training.state import EpochResult, Training
 from kfold.training.step import Moment, take_step
 
@@ -72,6 +74,7 @@ def fit(
     stay not finite, on an image that cannot be read, and when the memory is too small for two images.
     """
     # Over 60 lines on purpose: the training loop, read top to bottom.
+    share_gradients(training, recipe)
     order: EpochOrder = train_batches.batch_sampler
     rate = make_rate(recipe, order, training)
     while training.epoch < recipe.epochs and not is_over([result.score for result in training.log]):
@@ -82,7 +85,8 @@ def fit(
         with epoch_bar(training, recipe, num_batches) as bar:
             resumed = time.perf_counter() - training.train_seconds
             for batch in read_batches(train_batches, training.epoch, training.batch):
-                refuse_unreadable(batch)
+                with agreed():
+                    refuse_unreadable(batch)
                 moment = make_moment(training, recipe, rate, num_batches)
                 take_step(training, card, objective, batch, moment, device, precision)
                 training.batch += 1
@@ -91,15 +95,14 @@ def fit(
                 between_batches()
         started, valid_loss, valid_score = time.perf_counter(), float("nan"), float("nan")
         if valid_batches is not None:
-            batches = read_batches(valid_batches)
-            logits = predict_logits(training.model, batches, [same], card, device, precision, None, between_batches)[0]
+            logits = predict_held_out(training.model, valid_batches, card, device, precision, between_batches)
             targets = standardized(valid_batches.dataset.targets, card)
             valid_loss = choose_loss("auto", card.task)(logits, targets).mean().item()
             valid_score = float(score(to_target_units(logits, card).numpy()))
         averages = training.averages
         if averages.swa is not None and training.epoch + 1 >= averages.swa_from_epoch:
             averages.swa.update_parameters(training.model)
-        result = EpochResult(
+        own_result = EpochResult(
             epoch=training.epoch + 1,
             train_loss=float(training.total_loss) / training.num_averaged if training.num_averaged else float("nan"),
             valid_loss=valid_loss,
@@ -110,6 +113,7 @@ def fit(
             seconds=training.train_seconds + time.perf_counter() - started,
             images_per_second=training.num_images / training.train_seconds,
         )
+        result = of_first(own_result)  # what follows from it (lr, an early end) is then the same in all processes
         warn_of_lost_epoch(result)
         training.log.append(result)
         training.next_epoch()
@@ -118,7 +122,7 @@ def fit(
 
 def warn_of_lost_epoch(result: EpochResult) -> None:
     """Say that no batch of the epoch could be trained on; after some such batches in a row training ends."""
-    if np.isnan(result.train_loss):
+    if np.isnan(result.train_loss) and is_first():
         print(
             f"warning: epoch {result.epoch}: nothing was learned, no batch had a finite loss and gradient: "
             f"if that goes on, lower lr (see --find-lr), or try precision=float32",
@@ -141,6 +145,14 @@ def keep_frozen(model: nn.Module, recipe: Recipe, epoch: int) -> None:
         freeze(model, recipe.freeze_stages, recipe.freeze_batch_norm, epoch < recipe.freeze_epochs)
 
 
+def share_gradients(training: Training, recipe: Recipe) -> None:
+    """Of several processes: the forward pass whose gradients become their mean, of all weights that will ever learn."""
+    if num_processes() > 1:
+        training.model.train()
+        keep_frozen(training.model, recipe, recipe.freeze_epochs)
+        training.forward = shared_forward(training.model, recipe.freeze_epochs > 0)
+
+
 def make_rate(recipe: Recipe, order: EpochOrder, training: Training) -> Callable[[int, int], tuple[int, float]]:
     """(epoch, batch), both from 0 -> the number of the step, from 0, and its learning rate."""
     first_steps = [0, *accumulate(order.num_batches(epoch) for epoch in range(recipe.epochs))]
@@ -157,7 +169,8 @@ def make_rate(recipe: Recipe, order: EpochOrder, training: Training) -> Callable
 def epoch_bar(training: Training, recipe: Recipe, num_batches: int) -> tqdm:
     where = f"fold {recipe.fold}" if recipe.fold >= 0 else "all data"
     title = f"{where} epoch {training.epoch + 1}/{recipe.epochs}"
-    return tqdm(initial=training.batch, total=num_batches, desc=title, disable=None, leave=False)
+    is_hidden = None if is_first() else True  # None: where stderr is no terminal
+    return tqdm(initial=training.batch, total=num_batches, desc=title, disable=is_hidden, leave=False)
 
 
 def show(bar: tqdm, training: Training, lr: float) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from kfold.distributed import num_processes, rank
 from kfold.errors import UserError
 from kfold.training.state import Training
 
@@ -18,11 +19,19 @@ def split_rows(num_rows: int, num_parts: int) -> list[slice]:
 
 
 def split_further(training: Training, num_rows: int, device: torch.device) -> None:
-    """Twice as many parts a batch. Raises UserError when they are down to two images."""
+    """Twice as many parts a batch. Raises UserError when they are down to two images.
+
+    Or where several processes share the batch: the others wait for gradients of the parts as they were.
+    """
     parts = len(split_rows(num_rows, training.accumulate))
     if parts == len(split_rows(num_rows, 2 * parts)):
         raise UserError(
             f"the memory of the {device.type} is full with 2 images: lower image_size, or take a smaller backbone"
+        )
+    if num_processes() > 1:
+        raise UserError(
+            f"process {rank()}: the memory of the {device.type} is full with {-(-num_rows // parts)} images: start "
+            f"anew with accumulate={2 * parts} (--overwrite), or a smaller batch_size"
         )
     training.accumulate = 2 * parts
     if device.type == "cuda":

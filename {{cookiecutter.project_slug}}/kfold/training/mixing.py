@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torchvision.transforms import v2
 
+from kfold.data.loader import rows_of_share
+from kfold.distributed import gather_rows, share
 from kfold.training.objective import Mixed, Mixer
 from kfold.training.ricap import ricap
 
@@ -25,14 +27,17 @@ MIXINGS: dict[str, Mixing] = {  # (images (B, 3, H, W), labels (B, L), parameter
 def mixer(betas: Sequence[tuple[str, float]], probability: float, first_plain_epoch: float) -> Mixer:
     """Mixes a batch with that probability, by one of the ways, until `first_plain_epoch` (from 0).
 
-    betas: names of MIXINGS, with the parameter of their Beta distribution.
+    betas: names of MIXINGS, with the parameter of their Beta distribution. Of several processes each mixes the whole
+    batch, alike, and keeps its own images.
     """
 
     def mix(epoch: int, pixels: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Mixed:
         if epoch >= first_plain_epoch or float(torch.rand(())) >= probability:
             return pixels, targets, weights
         name, beta = betas[int(torch.randint(len(betas), ()))]
-        return mix_batch(MIXINGS[name], beta, pixels, targets, weights)
+        num_rows = len(targets)
+        pixels, *mixed = mix_batch(MIXINGS[name], beta, gather_rows(pixels, num_rows), targets, weights)
+        return pixels[rows_of_share(num_rows, *share())], *mixed
 
     return mix
 

@@ -10,7 +10,8 @@ from kfold.losses.hard_examples import hardest
 from kfold.training.losses import Loss, weighted_mean
 from kfold.training.terms import Term
 
-Mixed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # pixels (B, S, S, 3), targets (B, C), their weights (B, C)
+# Pixels (B, S, S, 3), or this process's share of them; targets (B, C); their weights (B, C)
+Mixed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Mixer = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], Mixed]
 
 

@@ -1,11 +1,13 @@
 """The prediction loop that validation, predict.py and embed.py share."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
-from kfold.data.loader import Batch
+from kfold.data.loader import Batch, ThreadLoader, read_batches
+from kfold.distributed import agreed, gather_by_index
 from kfold.errors import UserError
 from kfold.model.weights import ModelCard, normalize
 from kfold.on_device import on_device
@@ -43,9 +45,32 @@ def predict_logits(
         for row, reason in batch.problems:
             on_problem(row, reason)
         images = normalize(batch.images.to(device, non_blocking=True), card.mean, card.std)
-        outputs.append(forward_views(model, images, views, device, precision).cpu())
+        if len(images):  # of a small batch, another process may have them all
+            outputs.append(forward_views(model, images, views, device, precision).cpu())
         between_batches()
-    return torch.cat(outputs, dim=1)
+    return torch.cat(outputs, dim=1) if outputs else torch.zeros(len(views), 0, len(card.names))
+
+
+def predict_held_out(
+    model: nn.Module,
+    held_out: DataLoader | ThreadLoader,
+    card: ModelCard,
+    device: torch.device,
+    precision: Precision,
+    between_batches: Callable[[], None] = nothing,
+) -> torch.Tensor:
+    """Logits (N, C) float32 on the CPU, in the data set's row order; of several processes each predicts its share."""
+    rows = []
+
+    def noted() -> Iterator[Batch]:
+        for batch in read_batches(held_out):
+            with agreed():
+                refuse_unreadable(batch)
+            rows.append(batch.indices[batch.own])
+            yield batch
+
+    logits = predict_logits(model, noted(), [same], card, device, precision, None, between_batches)[0]
+    return gather_by_index(logits, torch.cat(rows))
 
 
 def forward_views(

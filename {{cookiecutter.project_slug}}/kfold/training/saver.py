@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kfold.distributed import any_of, by_first, is_first, raise_together, reason_of
 from kfold.errors import Interrupted, UserError
 from kfold.files import file_sha256
 from kfold.stopping import Stop
@@ -19,6 +20,7 @@ MUST_AGREE = ("run", "fold", "config_hash", "fold_stamp", "rows_sha256", "pixels
 class Saver:
     """Two generations of a training's state; `between_batches` saves when it is time to, and stops when it has to.
 
+    Of several processes the first one saves, for all; they stop together.
     identity: what the state belongs to, by name, as text. weights_path: where a kind of weights lies.
     """
 
@@ -98,13 +100,14 @@ class Saver:
         is_long = time.monotonic() - self.saved_at >= 60 * self.minutes
         is_many = 0 < self.batches <= self.unsaved
         is_split = self.training.accumulate != self.accumulate  # the memory was full: not to find that out again
-        if self.stop.is_due:
-            self.save()
+        if any_of(self.stop.is_due):
+            by_first(self.save)
             where = f"epoch {self.training.epoch + 1}, after batch {self.training.batch}"
-            raise Interrupted(f"{self.stop.reason}, saved at {where}")
+            raise_together(Interrupted(f"{reason_of(self.stop)}, saved at {where}"))
         if is_long or is_many or is_split:
             self.save()
 
     def save(self) -> None:
-        write_state(self.path, self.previous_path, to_state(self.training, self.identity))
+        if is_first():
+            write_state(self.path, self.previous_path, to_state(self.training, self.identity))
         self.saved_at, self.unsaved, self.accumulate = time.monotonic(), 0, self.training.accumulate

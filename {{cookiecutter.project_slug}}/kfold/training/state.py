@@ -52,7 +52,7 @@ class Training:
     scaler: torch.amp.GradScaler
     averages: Averages = Averages()
     accumulate: int = 1  # parts that a batch is split into
-    compiled: Callable | None = None  # the model's forward pass for training, see compiling.py; None: its own
+    forward: Callable | None = None  # for training: compiling.py's, or that of several processes; None: the model's
     epoch: int = 0  # from 0; the next batch to train on is (epoch, batch)
     batch: int = 0
     total_loss: float = 0.0  # sum over images; on a GPU a tensor, so that adding to it need not wait
@@ -75,9 +75,7 @@ class Training:
 
 TENSORS = ("model", "optimizer", "scaler")
 NUMBERS = tuple(
-    name
-    for name in Training.__dataclass_fields__
-    if name not in (*TENSORS, "averages", "compiled", "log", "total_loss")
+    name for name in Training.__dataclass_fields__ if name not in (*TENSORS, "averages", "forward", "log", "total_loss")
 )
 
 

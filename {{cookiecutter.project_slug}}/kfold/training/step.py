@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from kfold.data.loader import Batch
+from kfold.distributed import num_processes, summed
 from kfold.errors import UserError
 from kfold.model.weights import ModelCard, normalize
 from kfold.training.memory import is_full_memory, split_further, split_rows
 from kfold.training.objective import Objective
 from kfold.training.precision import Precision, autocast
 from kfold.training.predicting import standardized
+from kfold.training.sharing import average_statistics, gradients_kept_here, seed_apart
 from kfold.training.state import Training
 from kfold.training.terms import Step
 
@@ -45,7 +47,7 @@ def take_step(
 
     Where the memory is full the batch, and all later ones, are split into twice as many parts.
     """
-    training.num_images += len(batch.images)
+    training.num_images += len(batch.targets)
     while True:
         try:
             with buffers_kept_on_failure(training.model):
@@ -63,8 +65,8 @@ def take_step(
         else:
             break
         split_further(training, len(batch.images), device)  # here, where no traceback holds the tensors any more
-    training.total_loss = training.total_loss + loss * len(batch.images)
-    training.num_averaged += len(batch.images)
+    training.total_loss = training.total_loss + loss * len(batch.targets)
+    training.num_averaged += len(batch.targets)
     training.skipped_in_row = 0
     if training.averages.ema is not None:
         training.averages.ema.update_parameters(training.model)
@@ -93,30 +95,34 @@ def train_step(
 ) -> torch.Tensor:
     """One step of the optimizer; the loss of the batch, still on the device. Raises NotFinite before weights change.
 
-    The parts of a batch add up to its mean loss. BatchNorm, OHEM, flooding, triplets, centers and the losses of a batch
-    (Lovász, soft F-beta) see one part at a time.
+    The parts of a batch, and the shares of several processes, add up to its mean loss. BatchNorm, OHEM, flooding,
+    triplets, centers and the losses of a batch (Lovász, soft F-beta) see one part of one share at a time.
     """
-    optimizer, scaler, forward = training.optimizer, training.scaler, training.compiled or training.model
+    optimizer, scaler, forward = training.optimizer, training.scaler, training.forward or training.model
     optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=device)
     given = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.targets, batch.weights))
-    all_pixels, all_targets, row_weights = objective.mix(moment.epoch, *given)
+    own_pixels, all_targets, row_weights = objective.mix(moment.epoch, *given)
     all_weights = objective.weigh(all_targets, row_weights)
-    parts = split_rows(len(all_pixels), training.accumulate)
+    own_targets, own_weights, row_weights = (of_all[batch.own] for of_all in (all_targets, all_weights, row_weights))
+    seed_apart(moment.seed)
+    parts = split_rows(len(own_pixels), training.accumulate)
     for number, rows in enumerate(parts):
-        pixels, targets = all_pixels[rows], standardized(all_targets[rows], card)
-        with autocast(device, precision):
-            logits, features = forward(normalize(pixels, card.mean, card.std), with_features=True)
-        # Losses in float32: half precision rounds the log of small probabilities.
-        logits, features = logits.float(), features.float()
-        part_loss = objective.supervised(logits, targets, all_weights[rows], all_weights)
-        for term in objective.terms:
-            share = len(pixels) / len(all_pixels)
-            its = (pixels, logits, features, targets, row_weights[rows])
-            step = Step(*its, moment.step, moment.epochs_done, number, len(parts))
-            part_loss = part_loss + share * term(step)
-        scaler.scale(part_loss).backward()
+        pixels, targets = own_pixels[rows], standardized(own_targets[rows], card)
+        with gradients_kept_here(forward, number == len(parts) - 1):
+            with autocast(device, precision):
+                logits, features = forward(normalize(pixels, card.mean, card.std), with_features=True)
+            # Losses in float32: half precision rounds the log of small probabilities.
+            logits, features = logits.float(), features.float()
+            part_loss = objective.supervised(logits, targets, own_weights[rows], all_weights)
+            for term in objective.terms:
+                share = len(pixels) / len(all_targets)
+                its = (pixels, logits, features, targets, row_weights[rows])
+                step = Step(*its, moment.step, moment.epochs_done, number, len(parts))
+                part_loss = part_loss + share * term(step)
+            scaler.scale(num_processes() * part_loss).backward()  # their mean is the sum of the shares
         loss += part_loss.detach()
+    loss = summed(loss)
     scaler.unscale_(optimizer)
     gradients = [weight.grad for weight in training.model.parameters() if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
@@ -137,6 +143,7 @@ def train_step(
             f"or take a smaller backbone"
         ) from None
     scaler.update()
+    average_statistics(training.model)
     return loss
 
 

@@ -160,6 +160,6 @@ def endless_pairs(one: DataLoader, other: DataLoader, first: int = 0) -> Iterato
     while True:
         for left, right in zip(read_batches(one, epoch, start), read_batches(other, epoch, start), strict=True):
             bad = [row for row, _ in left.problems]
-            readable = torch.tensor([row not in bad for row in left.indices.tolist()])
+            readable = torch.tensor([row not in bad for row in left.indices[left.own].tolist()], dtype=torch.bool)
             yield left.images[readable], right.images[readable]
         epoch, start = epoch + 1, 0

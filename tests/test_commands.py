@@ -100,12 +100,13 @@ PIPELINE = {
 
 SMALL_BENCHMARKS = {
     "python benchmarks/second_level.py": "--rows 300",
-    "python benchmarks/step_time.py --rounds 7 --steps 3 --size 64": "7 -> 1 | 3 -> 1 | 64 -> 32 --backbone test_resnet",
+    "python benchmarks/step_time.py --rounds 7 --steps 3 --size 64": "7 -> 1 | 3 -> 1 | --backbone test_resnet",
     "python benchmarks/speed_auto.py": "--backbone test_resnet --size 32 --rounds 1 --steps 2",
 }
 
+PROMPTS = "test_answers.py::test_what_is_typed_at_the_prompts_is_text_as_well"
 IN_ANOTHER_TEST = {
-    "cookiecutter <path or address of this repository>": "test_answers.py::test_what_is_typed_at_the_prompts_is_text_as_well",
+    "cookiecutter <path or address of this repository>": PROMPTS,
     "git ls-files": "test_bake.py::test_defaults_bake_the_tracked_files_and_nothing_else",
     "git add": "test_bake.py::test_defaults_bake_the_tracked_files_and_nothing_else",
     "python kaggle/download.py": "test_kaggle_download.py::test_the_competitions_files_lie_in_data_and_nothing_else",
@@ -140,6 +141,10 @@ def pages() -> dict[str, str]:
     return found | {f"docs/{path.name}": path.read_text("utf-8") for path in (PROJECT / "docs").glob("*.md")}
 
 
+def folder_of(page: str) -> Path:
+    return TEMPLATE if (TEMPLATE / page).exists() else PROJECT
+
+
 def code_of(text: str) -> tuple[list[str], list[str]]:
     """Lines of indented blocks, without remarks, and pieces of code in the text. Fenced blocks hold no commands."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL).replace("\\\n", " ")
@@ -156,7 +161,12 @@ def commands_of(text: str) -> list[str]:
 PAGES = pages()
 COMMANDS = {command: name for name, text in PAGES.items() for command in commands_of(text)}
 ABLATIONS = [command for command in COMMANDS if command.startswith("python ablate.py") and command not in STORY]
-OF_MAKE = [(name, command) for name, text in PAGES.items() for command in commands_of(text) if command[:5] == "make "]
+OF_MAKE = [
+    (folder_of(name), command)
+    for name, text in PAGES.items()
+    for command in commands_of(text)
+    if command[:5] == "make "
+]
 OF_COOKIECUTTER = [command for command in COMMANDS if command.startswith("cookiecutter . ")]
 
 
@@ -298,10 +308,9 @@ def test_pipeline_sh_tells_its_stages_what_it_is_told(command, told, tmp_path):
     assert told in calls[1]
 
 
-@pytest.mark.parametrize(("page", "command"), sorted(set(OF_MAKE)))
-def test_make_knows_the_target_and_every_script_that_it_starts_is_there(page, command):
+@pytest.mark.parametrize(("folder", "command"), sorted(set(OF_MAKE)))
+def test_make_knows_the_target_and_every_script_that_it_starts_is_there(folder, command):
     """Not run: each begins with an installation. What comes after it has tests of its own."""
-    folder = TEMPLATE if (TEMPLATE / page).exists() else PROJECT
     words = shlex.split(command.partition(" && ")[0])
     done = subprocess.run([words[0], "--dry-run", *words[1:]], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -384,8 +393,7 @@ def test_what_verify_knows_is_in_the_table_of_artifacts(name):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_between_files_leads_somewhere(page):
-    folder = TEMPLATE if (TEMPLATE / page).exists() else PROJECT
-    folder = (folder / page).parent
+    folder = (folder_of(page) / page).parent
     for target in re.findall(r"\]\((?!https?://)([^)\s]+)\)", PAGES[page]):
         assert target.startswith("#") or (folder / target).exists(), target
 

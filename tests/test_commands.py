@@ -13,11 +13,13 @@ import signal
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import sklearn.ensemble
 import timm
 from cookiecutter.cli import main as cookiecutter_command
 from safetensors.torch import save_file
@@ -50,7 +52,7 @@ STORY = {
     "python train.py --fold 0 pretrained=false": "",
     "python train.py --fold 0 pretrained=true pretrained_path=weights.safetensors": "--name from-a-file",
     "python train.py --config configs/efficientnet_b0.yaml --fold 0 lr=1e-3 epochs=3 --name trial": "",
-    "python train.py --config configs/bag_of_tricks.yaml --fold 0": "backbone=test_resnet image_size=32 epochs=2",
+    "python train.py --config configs/bag_of_tricks.yaml --fold 0": "backbone=test_resnet epochs=2 workers=0",
     "python train.py --fold all --resume-from /kaggle/input/<notebook>": "/kaggle/input/<notebook> -> earlier",
     "python train.py --fold all --parallel auto": "",
     "python train.py --fold all --time-limit 8h30m": "",
@@ -247,9 +249,6 @@ def small_project(bake, monkeypatch) -> Path:
         (project / "configs" / f"{name}.yaml").write_text(f"{TINY}epochs: {epochs}\n")
     model = timm.create_model("test_resnet", pretrained=False)
     save_file(model.state_dict(), project / "weights.safetensors")
-    (project / "data").mkdir()
-    with zipfile.ZipFile(project / "data" / "competition.zip", "w") as archive:
-        archive.writestr("notes.txt", "of the host")
     (project / "earlier" / "runs").mkdir(parents=True)
     return project
 
@@ -263,6 +262,8 @@ def few_rows(project: Path) -> None:
         for path in (project / "data" / folder).iterdir():
             if path.stem not in kept:
                 path.unlink()
+    with zipfile.ZipFile(project / "data" / "competition.zip", "w") as archive:
+        archive.writestr("notes.txt", "of the host")
 
 
 def test_the_commands_of_the_written_repository_work_and_leave_what_its_readme_lists(bake, monkeypatch, run_script):
@@ -332,6 +333,9 @@ def test_the_command_that_bakes_does(command, output, settings, monkeypatch):
 @pytest.mark.parametrize(("command", "change"), SMALL_BENCHMARKS.items())
 def test_a_benchmark_prints_a_table(command, change, monkeypatch, run_script):
     monkeypatch.syspath_prepend(TEMPLATE / "benchmarks")
+    monkeypatch.setattr(gbdt, "MAX_ROUNDS", 3)
+    few_trees = partial(sklearn.ensemble.HistGradientBoostingClassifier, max_iter=2)
+    monkeypatch.setattr(sklearn.ensemble, "HistGradientBoostingClassifier", few_trees)
     code, said = run_script(TEMPLATE, made_small(command, change)[0])
     assert code == 0, said
     assert said.count("|") > 20

@@ -132,7 +132,8 @@ def main(
         rehearse_fold(rehearsal, workspace, run, numbers[0], facts, config, folds, targets, num_rows, stop)
         return
     if is_part:
-        by_first(artifacts.refuse_other_settings, workspace, run, facts, config)  # registered by the parent: nodes may differ
+        # Registered by the parent; nodes may differ.
+        by_first(artifacts.refuse_other_settings, workspace, run, facts, config)
     else:
         by_first(artifacts.register_run, workspace, run, facts, config, numbers, overwrite)
     if waiting := waiting_keys(config):

@@ -88,5 +88,12 @@ def test_every_task_has_cards(task, folder):
     section = gallery_section(rows_of(folder, task, values.round(), values, ["a", "b"][:num_columns], ("no", "yes")))
     assert len(section.parts) == (1 if task == "regression" else 2)
     assert all(isinstance(part, Gallery) and len(part.cards) == 6 for part in section.parts)
-    lines = " ".join(section.parts[0].cards[-1].lines)
-    assert {"binary": "true", "multilabel": "true none predicted none", "regression": "a true"}[task] in lines
+    (card,) = (card for card in section.parts[0].cards if card.lines[0] == "0")
+    assert (
+        card.lines[1:-1]
+        == {
+            "binary": ["true no", "predicted no (of yes: 0.000)"],
+            "multilabel": ["true none", "predicted none", "farthest off: b: 0.091"],
+            "regression": ["a true 0, predicted 0", "b true 0, predicted 0.090909"],
+        }[task]
+    )

@@ -286,8 +286,9 @@ def train_fold(
         partial(is_stalled, patience=config.early_stopping, better=metric.better),
     )  # fmt: skip
     subject = tracked_part(workspace, facts, config, run, workspace.fold_dir(run, number).name, folds.stamp)
+    results = told(results, config.tracker, subject, metric.name, training.log)
     try:
-        for result in told(results, config.tracker, subject, metric.name, training.log):
+        for result in results:
             if result.epoch in ends:
                 write_snapshot(workspace, run, number, ends.index(result.epoch) + 1, training, card)
             best = training.best_score
@@ -297,6 +298,7 @@ def train_fold(
             saver.save()
             print(describe_epoch(result, config.epochs, metric.name, valid_batches is not None))
     finally:
+        results.close()  # a tracker, too, where training was interrupted
         write_skipped(workspace.skipped_path(run, number), training, rows.train_ids)
 
     if training.epoch < config.epochs:

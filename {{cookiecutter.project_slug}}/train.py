@@ -385,7 +385,7 @@ def summarize(
         }
         record_run(workspace.ledger_path, row)
         numbers = {name: row[name] for name in ("oof", "oof_low", "oof_high", "minutes")}
-        subject = tracked_part(workspace, facts, config, run, "summary", f"{folds.stamp} {numbers}")
+        subject = tracked_part(workspace, facts, config, run, "summary", f"{folds.stamp} {row['oof']}")
         with telling(config.tracker, subject) as tell:
             tell(numbers, config.epochs)
     print(f"next: python predict.py --run {run}")

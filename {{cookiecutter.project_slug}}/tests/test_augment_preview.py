@@ -19,7 +19,7 @@ EPOCHS, BATCHES = 3, 3
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return prepare(tmp_path_factory.mktemp("base"), "multiclass", 42, 12, epochs=EPOCHS, batch_size=8)
+    return prepare(tmp_path_factory.mktemp("base"), "multiclass", 60, 12, epochs=EPOCHS, batch_size=13)
 
 
 def given_to_the_model(root, words, monkeypatch):

@@ -30,7 +30,7 @@ import competition
 from kfold import artifacts
 from kfold.adopt import adopt_run
 from kfold.artifacts import Workspace
-from kfold.config import Competition, Config, load_competition, load_config
+from kfold.config import Competition, Config, load_competition, load_config, settings_hash
 from kfold.conflicts import task_contradictions
 from kfold.data.folds import Folds, read_folds, take_rows
 from kfold.data.loader import EpochOrder
@@ -60,6 +60,7 @@ from kfold.setup.start import make_network, make_training
 from kfold.setup.terms import load_teachers, make_terms
 from kfold.setup.training import make_recipe, make_saver
 from kfold.stopping import Stop, parse_seconds
+from kfold.tracking import Subject, refuse_absent_tracker, telling, told
 from kfold.training.early_stopping import is_stalled
 from kfold.training.loop import fit
 from kfold.training.memory import full_memory_named
@@ -127,7 +128,7 @@ def main(
     if numbers == [artifacts.ALL_DATA]:
         print(f"next: python predict.py --run {run}")
     elif not (is_part or artifacts.is_ablation(run)) and workspace.trained_folds(run) == list(range(folds.num_folds)):
-        summarize(workspace, run, config, folds, targets, metric, trained)
+        summarize(workspace, run, facts, config, folds, targets, metric, trained)
     stop.check()  # a signal may have come with the last fold: later stages should not start
 
 
@@ -179,6 +180,7 @@ def refuse_wrong_choices(config: Config, facts: Competition, num_outputs: int) -
     if problems := task_contradictions(config, facts.task):
         raise UserError(problems)
     make_loss(config, facts.task)
+    refuse_absent_tracker(config.tracker)
     refuse_unfit_model(config, num_outputs)
 
 
@@ -277,11 +279,13 @@ def train_fold(
     def score(predictions: np.ndarray) -> float:
         return metric.function(truth, predictions)
 
+    results = fit(
+        training, card, objective, train_batches, valid_batches, score, recipe, device, precision, between_batches,
+        partial(is_stalled, patience=config.early_stopping, better=metric.better),
+    )  # fmt: skip
+    subject = tracked_part(workspace, facts, config, run, workspace.fold_dir(run, number).name, folds.stamp)
     try:
-        for result in fit(
-            training, card, objective, train_batches, valid_batches, score, recipe, device, precision, between_batches,
-            partial(is_stalled, patience=config.early_stopping, better=metric.better),
-        ):  # fmt: skip
+        for result in told(results, config.tracker, subject, metric.name, training.log):
             if result.epoch in ends:
                 write_snapshot(workspace, run, number, ends.index(result.epoch) + 1, training, card)
             best = training.best_score
@@ -314,6 +318,12 @@ def train_fold(
     artifacts.delete_states(workspace, run, number)
 
 
+def tracked_part(workspace: Workspace, facts: Competition, config: Config, run: str, part: str, stamp: str) -> Subject:
+    settings = config.model_dump(mode="json")
+    stamp = f"{settings_hash(config)} {stamp}"
+    return Subject(workspace.tracking_dir, facts.project_name, run, part, settings, stamp)
+
+
 def describe_epoch(result: EpochResult, epochs: int, metric_name: str, is_validated: bool) -> str:
     validation = f", validation loss {result.valid_loss:.4f}, {metric_name} {result.score:.5f}"
     return (
@@ -324,7 +334,14 @@ def describe_epoch(result: EpochResult, epochs: int, metric_name: str, is_valida
 
 
 def summarize(
-    workspace: Workspace, run: str, config: Config, folds: Folds, targets: Targets, metric: Metric, trained: bool
+    workspace: Workspace,
+    run: str,
+    facts: Competition,
+    config: Config,
+    folds: Folds,
+    targets: Targets,
+    metric: Metric,
+    trained: bool,
 ) -> None:
     """Print the table of all folds; add the run's row to the ledger if a fold was trained now, or it has none."""
     manifests = [artifacts.read_manifest(workspace.fold_dir(run, number)) for number in range(folds.num_folds)]
@@ -355,6 +372,10 @@ def summarize(
             "images_per_second": round(float(np.mean(speeds)), 1),
         }
         record_run(workspace.ledger_path, row)
+        numbers = {name: row[name] for name in ("oof", "oof_low", "oof_high", "minutes")}
+        subject = tracked_part(workspace, facts, config, run, "summary", f"{folds.stamp} {numbers}")
+        with telling(config.tracker, subject) as tell:
+            tell(numbers, config.epochs)
     print(f"next: python predict.py --run {run}")
 
 

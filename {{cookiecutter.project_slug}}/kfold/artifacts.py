@@ -90,6 +90,11 @@ class Workspace:
         return self.root / facts.data_dir / name
 
     @property
+    def tracking_dir(self) -> Path:
+        """What trackers keep, of all runs."""
+        return self.root / "tracking"
+
+    @property
     def ablations_dir(self) -> Path:
         return self.runs_dir / ABLATIONS
 
@@ -193,6 +198,10 @@ class Workspace:
     def lr_range_path(self, run: str, fold: int, suffix: str) -> Path:
         """The curve of a learning rate range test. suffix: csv or png."""
         return self.run_dir(run) / f"lr_range_{self.fold_dir(run, fold).name}.{suffix}"
+
+    def augment_preview_path(self, run: str) -> Path:
+        """What the model sees of some images."""
+        return self.run_dir(run) / "augment_preview.png"
 
     def profile_path(self, run: str, suffix: str) -> Path:
         """Where the time of training goes. suffix: csv or png."""

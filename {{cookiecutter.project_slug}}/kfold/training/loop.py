@@ -15,7 +15,7 @@ from tqdm import tqdm
 from kfold.data.loader import EpochOrder, read_batches
 from kfold.model.freeze import freeze
 from kfold.model.weights import ModelCard
-from kfold.seeds import seed_of
+from kfold.seeds import batch_seed
 from kfold.training.losses import choose_loss
 from kfold.training.objective import Objective
 from kfold.training.parameter_groups import restart_idle_counters
@@ -131,7 +131,7 @@ def make_moment(
 ) -> Moment:
     step, lr = rate(training.epoch, training.batch)
     epochs_done = training.epoch + training.batch / num_batches
-    seed = seed_of(recipe.seed, recipe.fold, training.epoch, training.batch, "batch")
+    seed = batch_seed(recipe.seed, recipe.fold, training.epoch, training.batch)
     return Moment(step, training.epoch, epochs_done, lr, seed, recipe.clip_grad)
 
 

@@ -47,6 +47,10 @@ class Workspace:
 
     root: Path
 
+    def without_root(self, text: str) -> str:
+        """A message whose paths begin at the repository, for a page that goes to others."""
+        return text.replace(f"{self.root}/", "")
+
     @property
     def competition_path(self) -> Path:
         return self.root / "competition.yaml"

@@ -83,6 +83,8 @@ def read_run(workspace: Workspace, run: str, folds: Folds, targets: Targets, tas
     with found.collect():
         found.verdict = read_json(workspace.round_path(run))
     note_what_to_know(found, workspace, limit, folds.num_folds)
+    found.problems = [workspace.without_root(line) for line in found.problems]
+    found.notes = [workspace.without_root(line) for line in found.notes]
     return found
 
 

@@ -1,5 +1,7 @@
 """Tables for the terminal."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from kfold.intervals import FoldScores
@@ -13,4 +15,11 @@ def cv_table(metric: str, scores: FoldScores) -> str:
     deviation = f" +- {values.std(ddof=1):.5f} (sd over folds)" if len(values) > 1 else ""
     lines.append(f"{'mean':>8}  {values.mean():.5f}{deviation}")
     lines.append(f"{'pooled':>8}  {scores.pooled:.5f}, 95% interval {scores.low:.5f} to {scores.high:.5f}")
+    return "\n".join(lines)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the header first, as columns of text."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)

@@ -73,8 +73,9 @@ def attributes_of(element: ElementTree.Element, used: set[str], prefix: str) -> 
 def font_attributes(value: str) -> dict[str, str]:
     match = FONT.fullmatch(value)
     words = match["before"].split() if match else []
+    weights = [word for word in words if word == "bold" or word.isdecimal()]
     found = {"font-size": match["size"]} if match else {}
-    return found | {"font-weight": word for word in words if word == "bold" or word.isdecimal()}
+    return found | ({"font-weight": weights[0]} if weights else {})
 
 
 def colour_of(tag: str, key: str, value: str) -> str:

@@ -4,7 +4,7 @@
     python make_folds.py --check      only check (folds.csv, too, and the machine); exit code 2 if there are errors
     python make_folds.py --verify     hash and score every file of all runs again, or of those that are named
 
-Reads data/*.csv, the images and competition.yaml; writes folds.csv, and what it found to runs/data_check.json. Put
+Reads data/*.csv, the images and competition.yaml; writes folds.csv, and what it found to data_check.json. Put
 folds.csv under version control: every result carries its sha256, and runs made with other folds are refused.
 """
 
@@ -30,7 +30,7 @@ from kfold.ensemble.pseudo_rounds import Data
 from kfold.errors import UserError, one_line, run_stage
 from kfold.files import atomic_write
 from kfold.report.tables import cv_table
-from kfold.seals import check_seals, write_sealed
+from kfold.seals import check_seals
 from kfold.submission import make_form
 
 ROOT = Path(__file__).resolve().parent
@@ -103,7 +103,7 @@ def keep_findings(data: Check, workspace: Workspace) -> None:
     kinds = {"errors": data.errors, "warnings": data.warnings, "notes": data.notes}
     lines = {kind: [workspace.without_root(one_line(line)) for line in found] for kind, found in kinds.items()}
     checked_at = datetime.now().isoformat(sep=" ", timespec="minutes")
-    write_sealed(workspace.data_check_path, json.dumps({"checked_at": checked_at, **lines}, indent=1) + "\n")
+    atomic_write(workspace.data_check_path, json.dumps({"checked_at": checked_at, **lines}, indent=1) + "\n")
 
 
 def verify(runs: Sequence[str] = (), root: Path = ROOT) -> None:

@@ -124,7 +124,7 @@ class Workspace:
     @property
     def data_check_path(self) -> Path:
         """What the last data check found."""
-        return self.runs_dir / "data_check.json"
+        return self.root / "data_check.json"
 
     def config_path(self, name: str) -> Path:
         return self.root / "configs" / f"{name}.yaml"

@@ -10,7 +10,7 @@ MOST_LINES = 200  # of one kind of finding
 
 
 def check_section(findings: Mapping[str, object] | None, problem: str = "") -> Section:
-    """What the last data check found; findings: of runs/data_check.json, None where there was none, or a problem."""
+    """What the last data check found; findings: of data_check.json, None where there was none, or a problem."""
     if problem:
         return Section("Data check", [Text(f"warning: {problem}")])
     if findings is None:

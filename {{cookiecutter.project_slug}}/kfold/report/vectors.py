@@ -17,7 +17,6 @@ from matplotlib.text import Text
 
 SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False}
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters that XML cannot hold
-FONT = re.compile(r"(?P<before>.*?)(?P<size>[\d.]+)px .*")  # of CSS: italic bold 10px 'DejaVu Sans', ...
 DROPPED = {"metadata", "style"}
 
 
@@ -52,6 +51,10 @@ def clean(root: ElementTree.Element, prefix: str) -> None:
 
 def attributes_of(element: ElementTree.Element, used: set[str], prefix: str) -> dict[str, str]:
     given = {bare(key): value for key, value in element.attrib.items()}
+    for entry in given.pop("style", "").split(";"):
+        key, _, value = (part.strip() for part in entry.partition(":"))
+        if key and key != "font-family":  # the page's
+            given[key] = colour_of(element.tag, key, value)
     if given.get("id") not in used:
         given.pop("id", None)
     for key, value in given.items():
@@ -59,23 +62,9 @@ def attributes_of(element: ElementTree.Element, used: set[str], prefix: str) -> 
             given[key] = prefix + value
         elif key == "href" and value.startswith("#"):
             given[key] = f"#{prefix}{value[1:]}"
-        elif "url(#" in value:
+        else:
             given[key] = value.replace("url(#", f"url(#{prefix}")
-    for entry in given.pop("style", "").split(";"):
-        key, _, value = (part.strip() for part in entry.partition(":"))
-        if key == "font":
-            given |= font_attributes(value)
-        elif key:
-            given[key] = colour_of(element.tag, key, value)
     return given
-
-
-def font_attributes(value: str) -> dict[str, str]:
-    match = FONT.fullmatch(value)
-    words = match["before"].split() if match else []
-    weights = [word for word in words if word == "bold" or word.isdecimal()]
-    found = {"font-size": match["size"]} if match else {}
-    return found | ({"font-weight": weights[0]} if weights else {})
 
 
 def colour_of(tag: str, key: str, value: str) -> str:

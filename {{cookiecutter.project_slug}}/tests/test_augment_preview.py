@@ -1,11 +1,14 @@
 """The preview shows what training is given, to the byte: the same images, draws, sizes and mixing."""
 
+import inspect
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from test_pipeline import prepare
 
+import report
 import train
 from kfold.artifacts import Workspace
 from kfold.data.images import decode_image, read_image
@@ -112,6 +115,18 @@ def test_the_pixels_of_a_cell_are_those_of_the_sheet(size):
             assert np.array_equal(sheet[top : top + side, left : left + side], expected)
         left = GAP + 2 * (side + GAP)
         assert (sheet[top : top + side, left : left + side] == 255).all()
+
+
+def test_report_asks_train_for_it(monkeypatch):
+    given, signature = {}, inspect.signature(train.main)
+    monkeypatch.setattr(train, "main", lambda *some, **named: given.update(signature.bind(*some, **named).arguments))
+    report.preview(Path("configs/other.yaml"), "1", ["lr=1e-3"])
+    assert given == {
+        "fold": "1",
+        "config_path": Path("configs/other.yaml"),
+        "overrides": ["lr=1e-3"],
+        "rehearsal": "augment_preview",
+    }
 
 
 def test_labels_are_said_as_the_loss_gets_them():

@@ -1,6 +1,6 @@
 """Tables for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,3 +20,10 @@ def cv_table(metric: str, scores: FoldScores) -> str:
 def fold_table(metric: str, scores: Mapping[int, float]) -> str:
     """A line for each fold."""
     return "\n".join([f"{'fold':>8}  {metric}", *(f"{fold:>8}  {score:.5f}" for fold, score in scores.items())])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the header first, as columns of text."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-# demo: a whole project, from answers to a checked submission.csv; test: lint and every test;
+# demo: a whole project, from answers to a checked submission.csv and report.html; test: lint and every test;
 # reliability: the same tests of what it survives, by the hundred and thousand, and every
 # pair of recipes, with their figures (an hour);
 # test-kaggle: the generated repository's tests in the versions of Kaggle's image (needs 8 GB);

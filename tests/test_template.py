@@ -97,7 +97,7 @@ def test_the_demo_of_each_task_starts_with_its_answers(bake, task):
     assert (project / "runs" / "baseline-limit60" / "fold0" / "manifest.json").exists()
 
 
-def test_pipeline_sh_of_a_bake_ends_with_a_checked_submission(bake, tmp_path):
+def test_pipeline_sh_of_a_bake_ends_with_a_checked_submission_and_a_report(bake, tmp_path):
     """From another folder, with the interpreter given by a path relative to it, which holds spaces."""
     project = bake(into=tmp_path / "zwei 汉字", num_folds="2", id_column="it's: #1", target_columns='a "digit"')
     for name in ("baseline", "efficientnet_b0"):  # the two of pipeline.sh without words
@@ -112,6 +112,7 @@ def test_pipeline_sh_of_a_bake_ends_with_a_checked_submission(bake, tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"{project / 'submission.csv'}: checked, 332 rows" in result.stdout
     assert (project / "submission.csv").read_text("utf-8").splitlines()[0] == 'it\'s: #1,"a ""digit"""'
+    assert "<h2 id=" in (project / "report.html").read_text("utf-8")
 
 
 def test_pipeline_sh_stops_with_the_code_of_the_stage_that_failed(bake, tmp_path):

@@ -4,13 +4,15 @@
     python make_folds.py --check      only check (folds.csv, too, and the machine); exit code 2 if there are errors
     python make_folds.py --verify     hash and score every file of all runs again, or of those that are named
 
-Reads data/*.csv, the images and competition.yaml; writes folds.csv. Put folds.csv under version control: every
-result carries its sha256, and runs made with other folds are refused.
+Reads data/*.csv, the images and competition.yaml; writes folds.csv, and what it found to data_check.json. Put
+folds.csv under version control: every result carries its sha256, and runs made with other folds are refused.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,7 @@ def main(root: Path = ROOT, overwrite: bool = False, check_only: bool = False) -
     exists = workspace.folds_path.exists()
     if exists and not (overwrite or check_only):
         print(f"{workspace.folds_path} is already there, nothing to do (--overwrite makes it anew)")
+        print("next: python train.py --fold 0")
         return
     data = check_data(workspace, facts, competition.decode_targets)
     content = b""
@@ -55,9 +58,11 @@ def main(root: Path = ROOT, overwrite: bool = False, check_only: bool = False) -
         data.errors += machine.errors
         data.warnings += machine.warnings
         data.notes += machine.notes
+    keep_findings(data, workspace)
     report(data)
     if check_only:
         print("the check of data and machine found no errors")
+        print(f"next: python {'train.py --fold 0' if exists else 'make_folds.py'}")
         return
     if exists and content != workspace.folds_path.read_bytes():
         print(
@@ -66,6 +71,7 @@ def main(root: Path = ROOT, overwrite: bool = False, check_only: bool = False) -
     atomic_write(workspace.folds_path, content)
     folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
     print(fold_card(folds, competition.decode_targets(folds.table, facts), choose_scheme(facts)))
+    print("next: python train.py --fold 0")
 
 
 def check_sample(data: Check, workspace: Workspace, facts: Competition) -> None:
@@ -91,6 +97,16 @@ def check_folds(data: Check, workspace: Workspace, facts: Competition) -> None:
         found = [fold_of.get(image_id, -1) for image_id in data.table[facts.id_column]]
         for group in cut_groups(data.duplicate_group, found):
             data.warnings.append(f"folds.csv: copies of image '{group}' lie in several folds: make it anew --overwrite")
+
+
+def keep_findings(data: Check, workspace: Workspace) -> None:
+    """Write what was found for report.py; nothing where the tables could not be read."""
+    if data.table is None:
+        return
+    kinds = {"errors": data.errors, "warnings": data.warnings, "notes": data.notes}
+    lines = {kind: [workspace.without_root(one_line(line)) for line in found] for kind, found in kinds.items()}
+    checked_at = datetime.now().isoformat(sep=" ", timespec="minutes")
+    atomic_write(workspace.data_check_path, json.dumps({"checked_at": checked_at, **lines}, indent=1) + "\n")
 
 
 def verify(runs: Sequence[str] = (), root: Path = ROOT) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every stage in order, from data/ to submission.csv. Stages that are done say so and are skipped: run it again at will.
+# Every stage in order, from data/ to submission.csv and report.html. Stages that are done say so and are skipped: run it again at will.
 #
 #   ./pipeline.sh                        trains baseline and a second backbone
 #   ./pipeline.sh baseline my_config     trains these; the first one goes on with pseudo-labels
@@ -56,3 +56,4 @@ done
 if [ "${ROUNDS:=1}" -gt 0 ]; then long_stage pseudo_label.py --run "$1" --rounds "$ROUNDS"; fi
 stage stack.py # of all runs, but rejected rounds of pseudo-labels
 stage submit.py --run stack
+stage report.py

@@ -43,6 +43,7 @@ from kfold.prediction_files import merge_fold, write_fold, write_plan, write_sha
 from kfold.prediction_job import Job
 from kfold.predictions import ids_sha256
 from kfold.report.spreadsheet import to_spreadsheet
+from kfold.report.tables import cv_table
 from kfold.runs import OPTIMISM
 from kfold.seals import write_sealed
 from kfold.shard_jobs import find_shards, planned_folds, shard_problems, shards_to_predict
@@ -241,16 +242,17 @@ def choose(job: Job, kinds: Sequence[str], views: Sequence[str]) -> tuple[str, s
         + (f"; {OPTIMISM}" if kind in OPTIMISTIC or job.config.early_stopping else "")
     )
     if len(job.numbers) == job.folds.num_folds:
-        update_ledger(job, out_of_fold(job, [(kind, view)])[0].predictions)
+        summarize(job, out_of_fold(job, [(kind, view)])[0].predictions)
     return kind, view
 
 
-def update_ledger(job: Job, predictions: np.ndarray) -> None:
-    """The run's row gets the scores of the weights and views that were taken."""
+def summarize(job: Job, predictions: np.ndarray) -> None:
+    """Print the table of all folds; the run's row of the ledger gets the scores of the weights and views taken."""
+    groups = job.folds.group_or_none
+    scores = score_folds(job.metric, job.targets.values, predictions, job.folds.fold, groups)
+    print(cv_table(job.metric.name, scores))
     rows = {row["run"]: row for row in read_ledger(job.workspace.ledger_path)}
     if job.run in rows:
-        groups = job.folds.group_or_none
-        scores = score_folds(job.metric, job.targets.values, predictions, job.folds.fold, groups)
         known = {key: cell for key, cell in rows[job.run].items() if key in COLUMNS}
         found = {"oof": scores.pooled, "oof_low": scores.low, "oof_high": scores.high}
         by_fold = " ".join(f"{score:.5f}" for score in scores.by_fold.values())

@@ -33,7 +33,7 @@ import competition
 from kfold import artifacts
 from kfold.adopt import adopt_run
 from kfold.artifacts import Workspace
-from kfold.config import Competition, Config, load_competition, load_config
+from kfold.config import Competition, Config, load_competition, load_config, settings_hash
 from kfold.conflicts import task_contradictions
 from kfold.data.folds import Folds, read_folds, take_rows
 from kfold.data.loader import EpochOrder
@@ -43,6 +43,7 @@ from kfold.distributed import (
     by_first,
     check_together,
     held_by_first,
+    is_first,
     is_news,
     num_processes,
     together,
@@ -67,7 +68,7 @@ from kfold.metrics import Metric
 from kfold.model.weights import copy_weights
 from kfold.needs import waiting_keys
 from kfold.parallel_folds import train_at_once
-from kfold.report.tables import cv_table
+from kfold.report.tables import cv_table, fold_table
 from kfold.settings import difference
 from kfold.setup.batches import make_batches
 from kfold.setup.cleaning import drop_doubtful
@@ -82,6 +83,7 @@ from kfold.setup.start import make_network, make_training
 from kfold.setup.terms import load_teachers, make_terms
 from kfold.setup.training import make_recipe, make_saver
 from kfold.stopping import Stop, parse_seconds
+from kfold.tracking import Subject, refuse_absent_tracker, telling, told
 from kfold.training.early_stopping import is_stalled
 from kfold.training.loop import fit
 from kfold.training.memory import full_memory_named
@@ -154,7 +156,7 @@ def main(
     if numbers == [artifacts.ALL_DATA]:
         print(f"next: python predict.py --run {run}")
     elif not (is_part or artifacts.is_ablation(run)):
-        by_first(summarize, workspace, run, config, folds, targets, metric, trained)
+        by_first(summarize, workspace, run, facts, config, folds, targets, metric, trained)
     check_together(stop)  # a signal may have come with the last fold: later stages should not start
 
 
@@ -209,6 +211,7 @@ def refuse_wrong_choices(config: Config, facts: Competition, num_outputs: int) -
     if problems := task_contradictions(config, facts.task):
         raise UserError(problems)
     make_loss(config, facts.task)
+    refuse_absent_tracker(config.tracker)
     refuse_unfit_model(config, num_outputs)
 
 
@@ -315,11 +318,14 @@ def train_fold(
     def score(predictions: np.ndarray) -> float:
         return metric.function(truth, predictions)
 
+    results = fit(
+        training, card, objective, train_batches, valid_batches, score, recipe, device, precision, between_batches,
+        partial(is_stalled, patience=config.early_stopping, better=metric.better),
+    )  # fmt: skip
+    subject = tracked_part(workspace, facts, config, run, workspace.fold_dir(run, number).name, folds.stamp)
+    results = told(results, config.tracker if is_first() else "none", subject, metric.name, training.log)
     try:
-        for result in fit(
-            training, card, objective, train_batches, valid_batches, score, recipe, device, precision, between_batches,
-            partial(is_stalled, patience=config.early_stopping, better=metric.better),
-        ):  # fmt: skip
+        for result in results:
             if result.epoch in ends:
                 write_snapshot(workspace, run, number, ends.index(result.epoch) + 1, training, card)
             best = training.best_score
@@ -329,6 +335,7 @@ def train_fold(
             saver.save()
             print(describe_epoch(result, config.epochs, metric.name, valid_batches is not None))
     finally:
+        results.close()  # a tracker, too, where training was interrupted
         write_skipped(workspace.skipped_path(run, number), training, rows.train_ids)
 
     if training.epoch < config.epochs:
@@ -355,6 +362,20 @@ def train_fold(
     by_first(artifacts.delete_states, workspace, run, number)
 
 
+def tracked_part(workspace: Workspace, facts: Competition, config: Config, run: str, part: str, stamp: str) -> Subject:
+    settings = config.model_dump(mode="json")
+    stamp = f"{settings_hash(config)} {stamp}"
+    return Subject(workspace.tracking_dir, facts.project_name, run, part, settings, stamp)
+
+
+def describe_trained(workspace: Workspace, run: str, num_folds: int, metric_name: str) -> str:
+    """The scores of the folds that are trained, and what to do about the others."""
+    numbers = workspace.trained_folds(run)
+    scores = {number: artifacts.read_manifest(workspace.fold_dir(run, number))["score"] for number in numbers}
+    others = ", ".join(str(number) for number in range(num_folds) if number not in numbers)
+    return f"\n{fold_table(metric_name, scores)}\nnext: the same command with --fold all (fold {others} to train)"
+
+
 def describe_epoch(result: EpochResult, epochs: int, metric_name: str, is_validated: bool) -> str:
     validation = f", validation loss {result.valid_loss:.4f}, {metric_name} {result.score:.5f}"
     return (
@@ -365,11 +386,19 @@ def describe_epoch(result: EpochResult, epochs: int, metric_name: str, is_valida
 
 
 def summarize(
-    workspace: Workspace, run: str, config: Config, folds: Folds, targets: Targets, metric: Metric, trained: bool
+    workspace: Workspace,
+    run: str,
+    facts: Competition,
+    config: Config,
+    folds: Folds,
+    targets: Targets,
+    metric: Metric,
+    trained: bool,
 ) -> None:
-    """Print the table, once all folds are there; add the run's row to the ledger if a fold was trained now, or it has
-    none."""
+    """Print the table of the folds that are trained; once all are there, add the run's row to the ledger if a fold was
+    trained now, or it has none."""
     if workspace.trained_folds(run) != list(range(folds.num_folds)):
+        print(describe_trained(workspace, run, folds.num_folds, metric.name))
         return
     manifests = [artifacts.read_manifest(workspace.fold_dir(run, number)) for number in range(folds.num_folds)]
     if not all("oof.parquet" in manifest["files"] for manifest in manifests):
@@ -399,6 +428,10 @@ def summarize(
             "images_per_second": round(float(np.mean(speeds)), 1),
         }
         record_run(workspace.ledger_path, row)
+        numbers = {name: row[name] for name in ("oof", "oof_low", "oof_high", "minutes")}
+        subject = tracked_part(workspace, facts, config, run, "summary", f"{folds.stamp} {row['oof']}")
+        with telling(config.tracker, subject) as tell:
+            tell(numbers, config.epochs)
     print(f"next: python predict.py --run {run}")
 
 

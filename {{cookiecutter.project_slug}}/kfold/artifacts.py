@@ -50,6 +50,10 @@ class Workspace:
 
     root: Path
 
+    def without_root(self, text: str) -> str:
+        """A message whose paths begin at the repository, for a page that goes to others."""
+        return text.replace(f"{self.root}/", "")
+
     @property
     def competition_path(self) -> Path:
         return self.root / "competition.yaml"
@@ -61,6 +65,10 @@ class Workspace:
     @property
     def submission_path(self) -> Path:
         return self.root / "submission.csv"
+
+    @property
+    def report_path(self) -> Path:
+        return self.root / "report.html"
 
     @property
     def embeddings_path(self) -> Path:
@@ -89,6 +97,11 @@ class Workspace:
         return self.root / facts.data_dir / name
 
     @property
+    def tracking_dir(self) -> Path:
+        """What trackers keep, of all runs."""
+        return self.root / "tracking"
+
+    @property
     def ablations_dir(self) -> Path:
         return self.runs_dir / ABLATIONS
 
@@ -110,6 +123,11 @@ class Workspace:
     def pixels_path(self, run: str) -> Path:
         """Which pixels the run works on: kfold/setup/pixels.py."""
         return self.run_dir(run) / "pixels.json"
+
+    @property
+    def data_check_path(self) -> Path:
+        """What the last data check found."""
+        return self.root / "data_check.json"
 
     def config_path(self, name: str) -> Path:
         return self.root / "configs" / f"{name}.yaml"
@@ -182,6 +200,14 @@ class Workspace:
         """What was measured for speed.json, for other runs of the same model; shared by all."""
         return self.runs_dir / "speed_choices.json"
 
+    def environment_path(self, run: str) -> Path:
+        """The versions that it was made with."""
+        return self.run_dir(run) / "environment.json"
+
+    def stack_table_path(self, run: str, table: str) -> Path:
+        """What a stack says of itself. table: blend, correlation or importance."""
+        return self.run_dir(run) / f"{table}.csv"
+
     def choices_path(self, run: str) -> Path:
         """What predict.py compared: weights and views."""
         return self.run_dir(run) / "choices.csv"
@@ -193,6 +219,10 @@ class Workspace:
     def lr_range_path(self, run: str, fold: int, suffix: str) -> Path:
         """The curve of a learning rate range test. suffix: csv or png."""
         return self.run_dir(run) / f"lr_range_{self.fold_dir(run, fold).name}.{suffix}"
+
+    def augment_preview_path(self, run: str) -> Path:
+        """What the model sees of some images."""
+        return self.run_dir(run) / "augment_preview.png"
 
     def profile_path(self, run: str, suffix: str) -> Path:
         """Where the time of training goes. suffix: csv or png."""
@@ -222,6 +252,11 @@ class Workspace:
 
     def has_full_fit(self, run: str) -> bool:
         return (self.fold_dir(run, ALL_DATA) / "manifest.json").exists()
+
+    def begun_runs(self) -> list[str]:
+        """Runs that have settings, or a trained fold, in order of name; not those of ablate.py."""
+        begun = {path.parent.name for path in self.runs_dir.glob("*/config.yaml")}
+        return sorted((begun | set(self.run_names())) - {ABLATIONS})
 
     def run_names(self) -> list[str]:
         """Runs with at least one trained fold, in order of name."""

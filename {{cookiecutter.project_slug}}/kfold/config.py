@@ -33,6 +33,7 @@ NOT_TRAINED = (
     "save_minutes",
     "save_batches",
     "tta",
+    "tracker",
 )  # settings that may change without changing a run's weights
 
 
@@ -266,6 +267,7 @@ class Config(Settings):
     workers: Workers = "auto"  # threads, or 0 to 64 loader processes; changes speed only, never a batch
     save_minutes: float = Field(10.0, gt=0)  # between two saves of the state, and one at each epoch's end
     save_batches: int = Field(0, ge=0)  # also after so many batches; 0: by time alone
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"  # is told each epoch; see kfold/tracking.py
 
     # Prediction
     tta: Literal["none", "hflip", "flips", "rotations", "d4", "scales", "crops"] = (

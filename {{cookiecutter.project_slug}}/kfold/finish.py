@@ -126,7 +126,8 @@ def predict_file(
     with agreed():
         model, card = load_model(path)
     model, precision = arrange(model.to(device), speed), speed.precision("as in training")
-    logits = predict_held_out(model, valid_batches, card, device, precision, between_batches)
+    title = f"{path.parent.name} {path.stem}"
+    logits = predict_held_out(model, valid_batches, card, device, precision, between_batches, title)
     return to_target_units(logits, card).numpy()
 
 

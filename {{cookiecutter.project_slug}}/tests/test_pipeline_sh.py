@@ -65,6 +65,7 @@ def test_the_stages_come_in_order_and_the_first_experiment_gets_the_pseudo_label
             "pseudo_label.py --run baseline --rounds 2 --resume-from /earlier",
             "stack.py",
             "submit.py --run stack",
+            "report.py",
         ],
     )
 

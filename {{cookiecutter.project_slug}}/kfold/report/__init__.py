@@ -1,1 +1,6 @@
-"""What people see: tables on the terminal and for spreadsheets, pictures."""
+"""What people see: tables on the terminal and for spreadsheets, pictures, and the sections of report.html.
+
+For report.py, in the order of its page: reading (what lies in runs/); leaderboard, comparison, public_scores, curves;
+details (confusion, per_label, residuals, calibration, breakdown, gallery); choices, second_level, origins. They make
+parts, of which page and vectors make one HTML file.
+"""

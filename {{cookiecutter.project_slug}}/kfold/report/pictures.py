@@ -13,13 +13,15 @@ VERDICT_COLORS = {"helps": "tab:green", "hurts": "tab:red", "within noise": "0.4
 
 
 def importance_picture(table: pd.DataFrame, title: str) -> bytes:
-    """Horizontal bars of the features with the most gain, as PNG; of a table with columns name and gain.
+    """`importance_figure` as PNG. Equal tables give equal bytes (with one version of matplotlib)."""
+    return to_png(importance_figure(table, title, 9))
 
-    Equal tables give equal bytes (with one version of matplotlib).
-    """
+
+def importance_figure(table: pd.DataFrame, title: str, width: float) -> Figure:
+    """Horizontal bars of the features with the most gain; of a table with columns name and gain. width: inches."""
     top = table.nlargest(MAX_BARS, "gain")[::-1]  # barh draws upwards
     labels = [shorten_label(name) for name in top["name"]]
-    figure = Figure(figsize=(9, 1.2 + 0.25 * len(top)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(width, 1.2 + 0.25 * len(top)), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     axes.barh(range(len(top)), top["gain"], color="tab:blue")
     axes.set_yticks(range(len(top)), labels)
@@ -29,7 +31,7 @@ def importance_picture(table: pd.DataFrame, title: str) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     for text in (axes.title, *axes.get_yticklabels()):
         text.set_parse_math(False)  # a $ in a column's name is no formula
-    return to_png(figure)
+    return figure
 
 
 def effects_picture(table: pd.DataFrame, deviation: float, title: str, unit: str) -> bytes:

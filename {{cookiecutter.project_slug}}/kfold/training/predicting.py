@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from kfold.data.loader import Batch, ThreadLoader, read_batches
+from kfold.data.progress import with_bar
 from kfold.distributed import agreed, gather_by_index
 from kfold.errors import UserError
 from kfold.model.weights import ModelCard, normalize
@@ -58,12 +59,16 @@ def predict_held_out(
     device: torch.device,
     precision: Precision,
     between_batches: Callable[[], None] = nothing,
+    title: str = "",
 ) -> torch.Tensor:
-    """Logits (N, C) float32 on the CPU, in the data set's row order; of several processes each predicts its share."""
+    """Logits (N, C) float32 on the CPU, in the data set's row order; of several processes each predicts its share.
+
+    title: of the bar.
+    """
     rows = []
 
     def noted() -> Iterator[Batch]:
-        for batch in read_batches(held_out):
+        for batch in with_bar(read_batches(held_out), title, len(held_out.dataset)):
             with agreed():
                 refuse_unreadable(batch)
             rows.append(batch.indices[batch.own])

@@ -1,0 +1,231 @@
+"""Everything that runs/ knows, on one page that stands alone: report.html.
+
+Command  python report.py                     or --run <name> ...: the runs that are shown in detail
+         python report.py --compare a b       two runs only, and the paired difference between them
+         python report.py --log-lb RUN 0.873  record a leaderboard score in runs/ledger.csv
+         python report.py --augment-preview   draw what the model sees of some images (see train.py for key=value)
+Reads    runs/, folds.csv, the CSVs of data/, the images of the worst and most doubtful rows
+Writes   report.html: no script, nothing from elsewhere; send it to whom you like
+
+Unfinished runs show what they have; a damaged one is named, on the page and here, and the others still show. In detail
+the page shows the run that submit.py would take.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import competition
+from kfold.artifacts import Workspace
+from kfold.config import Competition, Config, load_competition
+from kfold.data.folds import Folds, read_folds
+from kfold.data.images import image_paths
+from kfold.data.targets import Targets
+from kfold.errors import UserError, one_line, run_stage
+from kfold.files import atomic_write
+from kfold.ledger import COLUMNS, read_ledger, record_run, seal_of
+from kfold.metrics import Metric
+from kfold.report.choices import choices_section, rounds_section
+from kfold.report.comparison import comparison_section, difference_line
+from kfold.report.curves import curves_section
+from kfold.report.details import detail_sections
+from kfold.report.leaderboard import Entry, leaderboard_section, make_entries, show, show_interval
+from kfold.report.origins import check_section, environment_section, settings_section
+from kfold.report.page import page
+from kfold.report.public_scores import public_section
+from kfold.report.reading import RunFound, read_json, read_run
+from kfold.report.second_level import blending_section
+from kfold.report.spreadsheet import is_number
+from kfold.report.tables import aligned
+from kfold.runs import choose_run
+
+ROOT = Path(__file__).resolve().parent
+BASELINE = "baseline"
+
+
+def main(runs: Sequence[str] = (), compare: Sequence[str] = (), root: Path = ROOT) -> None:
+    """Write report.html of all runs, with `runs` in detail, or of the two of `compare` alone."""
+    started = time.perf_counter()
+    workspace = Workspace(root)
+    facts = load_competition(workspace.competition_path)
+    folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
+    targets = competition.decode_targets(folds.table, facts)
+    metric, groups = competition.metric(facts), folds.group_or_none
+    names = workspace.begun_runs()
+    refuse_unknown([*runs, *compare], names, workspace.runs_dir)
+
+    found = {name: read_run(workspace, name, folds, targets, facts.task) for name in names}
+    shown = [found[name] for name in compare or names]
+    baseline = compare[-1] if compare else choose_baseline(shown)
+    ledger, damage = read_scores(workspace)
+    entries = make_entries(shown, baseline, targets.values, folds.fold, groups, metric, ledger)
+    detailed, reasons = choose_detailed(workspace, runs or compare, found, entries, folds, targets, facts, metric)
+    paths, _ = image_paths(workspace.data_path(facts, facts.train_images), folds.ids.tolist(), facts.image_suffix)
+
+    sections = [leaderboard_section(entries, baseline, metric, len(folds.ids), [*reasons, *damage])]
+    if compare:
+        sections.append(comparison_section(*shown, targets.values, folds.fold, groups, facts.task, metric))
+    sections += [
+        public_section(entries, baseline, metric),
+        curves_section(with_parts(detailed, found), metric.name),
+        *(
+            section
+            for run in detailed
+            for section in detail_sections(run, folds, targets, facts.task, metric, paths, facts.group_column)
+        ),
+        choices_section([run for run in shown if not run.stack_of]),
+        rounds_section(shown),
+        blending_section(shown, targets.values),
+        check_section(*read_check(workspace)),
+        settings_section(shown, Config().model_dump(mode="json")),
+        environment_section(shown),
+    ]
+    lead = (
+        f"{facts.task}, {metric.name}, {len(folds.ids)} rows in {folds.num_folds} folds (stamp {folds.stamp[:12]}); "
+        f"in detail: {', '.join(run.name for run in detailed) or 'no run yet'}"
+    )
+    atomic_write(workspace.report_path, page(facts.project_name, lead, sections))
+
+    for line in [*damage, *(f"warning: {problem}" for run in shown for problem in run.problems)]:
+        print(one_line(line), file=sys.stderr)
+    seconds = time.perf_counter() - started
+    print(f"{workspace.report_path}: {len(sections)} sections, {len(shown)} runs, in {seconds:.1f} s")
+    if compare:
+        print(difference_line(*shown, targets.values, groups, metric))
+    conclude(entries, baseline, metric)
+
+
+# What to show
+
+
+def refuse_unknown(wished: Sequence[str], names: Sequence[str], folder: Path) -> None:
+    for name in wished:
+        if name not in names:
+            raise UserError(f"run '{name}': no such run in {folder}: there are {', '.join(names) or 'none yet'}")
+    if len(set(wished)) < len(wished):
+        raise UserError("the same run is named twice: name each run once")
+
+
+def choose_baseline(runs: Sequence[RunFound]) -> str:
+    """What the others are compared with: the run of that name, else the first that was trained; "" without one."""
+    trained = [run.name for run in runs if run.has_oof.any() and not run.stack_of]
+    return BASELINE if BASELINE in trained else next(iter(trained), "")
+
+
+def choose_detailed(
+    workspace: Workspace,
+    wished: Sequence[str],
+    found: Mapping[str, RunFound],
+    entries: Sequence[Entry],
+    folds: Folds,
+    targets: Targets,
+    facts: Competition,
+    metric: Metric,
+) -> tuple[list[RunFound], list[str]]:
+    """The runs to show in detail, and why: those wished for, else the one that submit.py takes, else the best entry."""
+    if wished:
+        return [found[name] for name in wished], []
+    try:
+        chosen, lines = choose_run(workspace, folds, targets, facts.task, metric)
+        return [found[chosen]], [workspace.without_root(line) for line in lines]
+    except UserError as error:
+        predicting = [entry.run for entry in entries if entry.scores]
+        return predicting[:1], [workspace.without_root(line) for line in error.problems]
+
+
+def with_parts(runs: Sequence[RunFound], found: Mapping[str, RunFound]) -> list[RunFound]:
+    """The runs, and those that stacks among them stand on."""
+    names = [run.name for run in runs]
+    for name in names:  # it grows while it is read
+        names += [part for part in found[name].stack_of if part in found and part not in names]
+    return [found[name] for name in names]
+
+
+def read_scores(workspace: Workspace) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """The ledger's rows by run, and a warning where it cannot be read."""
+    try:
+        return {row["run"]: row for row in read_ledger(workspace.ledger_path)}, []
+    except UserError as error:
+        return {}, [f"warning: {workspace.without_root(line)}" for line in error.problems]
+
+
+def read_check(workspace: Workspace) -> tuple[dict | None, str]:
+    """What the last data check found, and what is wrong with that file."""
+    try:
+        return read_json(workspace.data_check_path), ""
+    except UserError as error:
+        return None, workspace.without_root(str(error))
+
+
+def conclude(entries: Sequence[Entry], baseline: str, metric: Metric) -> None:
+    """Print the leaderboard, and what to do next."""
+    rows = [("run", metric.name, "95% interval", f"minus {baseline}", "95% interval", "LB", "notes")]
+    for entry in entries:
+        scores, difference = entry.scores, entry.difference
+        value, low, high = difference or (float("nan"),) * 3
+        rows.append(
+            (
+                entry.run.name,
+                show(scores.pooled) if scores else "-",
+                show_interval(scores.low, scores.high) if scores else "-",
+                f"{value:+.5f}" if difference else "-",
+                show_interval(low, high, "+"),
+                entry.ledger.get("leaderboard") or "-",
+                one_line("; ".join(entry.run.notes)),
+            )
+        )
+    print(aligned(rows))
+    if not any(entry.scores for entry in entries):
+        print("next: python train.py --fold all")
+        return
+    print(f"next: open report.html; after an upload: python report.py --log-lb {entries[0].run.name} SCORE")
+
+
+# Other commands
+
+
+def log_score(run: str, score: str, root: Path = ROOT) -> None:
+    """Record a leaderboard score in the run's row of the ledger, digit by digit as it is given."""
+    path = Workspace(root).ledger_path
+    rows = {row["run"]: row for row in read_ledger(path)}
+    if run not in rows:
+        raise UserError(f"{path}: no row of run '{run}': there are {', '.join(rows) or 'none yet'}")
+    if not is_number(score) or not math.isfinite(float(score)):
+        raise UserError(f"--log-lb {run} {score}: not a number: write the leaderboard's score, such as 0.873")
+    row = {key: rows[run].get(key, "") for key in COLUMNS}
+    if row["seal"] != seal_of(row):  # writing it would seal what somebody changed
+        raise UserError(f"{path}: the row of run '{run}' is damaged or was edited: see python make_folds.py --verify")
+    record_run(path, {**row, "leaderboard": score.strip()})
+    print(f"{path}: run {run}, leaderboard {score.strip()} (out of fold {row['oof']})\nnext: python report.py")
+
+
+def preview(config_path: Path | None, fold: str, overrides: Sequence[str]) -> None:
+    import train  # here: it loads torch, which a report can spare
+
+    train.main(fold, config_path, overrides, rehearsal="augment_preview")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", nargs="+", default=[], help="runs to show in detail (default: as submit.py chooses)")
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument("--compare", nargs=2, metavar=("A", "B"), default=[], help="two runs, and A minus B")
+    others.add_argument("--log-lb", nargs=2, metavar=("RUN", "SCORE"), help="record a leaderboard score")
+    others.add_argument("--augment-preview", action="store_true", help="draw what the model sees of some images")
+    parser.add_argument("--config", type=Path, help="with --augment-preview: the experiment (default: baseline)")
+    parser.add_argument("--fold", default="0", help="with --augment-preview (default: 0)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="with --augment-preview: as for train.py")
+    return parser.parse_intermixed_args()
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments()
+    if arguments.log_lb:
+        run_stage(lambda: log_score(*arguments.log_lb), keeps_parts=False)
+    elif arguments.augment_preview:
+        run_stage(lambda: preview(arguments.config, arguments.fold, arguments.overrides), keeps_parts=False)
+    else:
+        run_stage(lambda: main(arguments.run, arguments.compare), keeps_parts=False)

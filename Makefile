@@ -16,8 +16,8 @@ demo: setup
 	PYTHON="$(VENV)/python" build/digits-demo/pipeline.sh
 
 test: lint
-	"$(VENV)/python" -m pytest -n 2
-	cd "$(PROJECT)" && OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 "$(VENV)/python" -m pytest -n 2 -p no:cacheprovider
+	"$(VENV)/python" -m pytest -n 2 --dist worksteal
+	cd "$(PROJECT)" && OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 "$(VENV)/python" -m pytest -n 2 --dist worksteal -p no:cacheprovider
 
 # The tests that count: kills, faults, damaged files, bad input, in the numbers of README's "What it survives".
 reliability: setup build/scikit-learn-1.6.1

@@ -3,9 +3,12 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,7 @@ specification.loader.exec_module(importlib.util.module_from_spec(specification))
 QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
 DEFAULTS = {key: value[0] if isinstance(value, list) else value for key, value in QUESTIONS.items() if key[0] != "_"}
 DEFAULTS["project_slug"] = "digits-demo"
+AS_THEY_ARE = ("competition.py", "pipeline.sh", "Makefile")
 
 Bake = Callable[..., Path]
 
@@ -58,6 +62,23 @@ def bake(output, settings) -> Bake:
 
 
 @pytest.fixture(scope="session")
+def small_template(tmp_path_factory) -> Path:
+    """The questions, the hooks, every file that answers are rendered into, and three that are copied as they are.
+
+    It asks, refuses and answers as the whole one does, and bakes without copying 300 files.
+    """
+    template = tmp_path_factory.mktemp("template")
+    copied = QUESTIONS["_copy_without_render"]
+    for name in tracked_files(TEMPLATE):
+        within = name.removeprefix(f"{PROJECT.name}/")
+        is_rendered = not any(fnmatch(within, pattern) for pattern in copied)
+        if name.startswith("hooks/") or "/" not in name or within in AS_THEY_ARE or (within != name and is_rendered):
+            (template / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(TEMPLATE / name, template / name)
+    return template
+
+
+@pytest.fixture(scope="session")
 def hook():
     """hooks/pre_gen_project.py as a module."""
     spec = importlib.util.spec_from_file_location("pre_gen_project", TEMPLATE / "hooks" / "pre_gen_project.py")
@@ -66,6 +87,7 @@ def hook():
     return module
 
 
+@cache
 def tracked_files(folder: Path) -> set[str]:
     listed = subprocess.run(["git", "ls-files", "-z", "."], cwd=folder, capture_output=True, check=True).stdout
     return {name.decode() for name in listed.split(b"\0") if name}

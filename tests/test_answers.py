@@ -1,5 +1,6 @@
 """Bad answers: refused in one sentence, nothing executed, nothing left behind."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -195,7 +196,9 @@ NAMES = ["id_column", "target_columns", "group_column"]  # these must differ
 
 
 @pytest.mark.parametrize("trick", TRICKS, ids=range(len(TRICKS)))
-def test_every_trick_is_refused_or_comes_back_as_it_is_and_runs_nothing(bake, hook, tmp_path, capfd, trick):
+def test_every_trick_is_refused_or_comes_back_as_it_is_and_runs_nothing(
+    bake, small_template, hook, tmp_path, capfd, trick
+):
     trick = with_canary(trick, tmp_path / "canary")
     refused = {key: hook.find_problems({**DEFAULTS, key: trick}) for key in TEXT_QUESTIONS}
     for key, problems in refused.items():
@@ -209,15 +212,16 @@ def test_every_trick_is_refused_or_comes_back_as_it_is_and_runs_nothing(bake, ho
     for key in [key for key in NAMES if key in taken][1:]:
         taken[key] += f" {key}"
     taken.setdefault("project_slug", "tricked")
-    project = bake(**taken)
-    assert_comes_back(project, {**DEFAULTS, **taken})
+    template = TEMPLATE if os.environ.get("RELIABILITY") == "full" else small_template
+    project = bake(template, **taken)
+    assert_comes_back(project, {**DEFAULTS, **taken}, template / PROJECT.name)
     assert "Traceback" not in "".join(capfd.readouterr())
     elsewhere = {path for path in files_below(tmp_path) if not path.startswith(f"outer/output/{project.name}/")}
     assert {path for path in elsewhere if not path.startswith("settings/replay/")} == {"settings/config.yaml"}
 
 
-def assert_comes_back(project: Path, answers: dict[str, str]) -> None:
-    """Every answer is where it belongs, and no file of code differs from the template's."""
+def assert_comes_back(project: Path, answers: dict[str, str], source: Path = PROJECT) -> None:
+    """Every answer is where it belongs, and no file of code differs from the template's, which are in `source`."""
     facts = load_competition(project / "competition.yaml")
     for key in ("project_name", "kaggle_competition", "id_column", "group_column", "image_suffix"):
         assert getattr(facts, key) == answers[key], key
@@ -226,10 +230,11 @@ def assert_comes_back(project: Path, answers: dict[str, str]) -> None:
     assert settings["project"]["authors"] == [{"name": answers["author_name"]}]
     assert answers["project_name"] in (project / "README.md").read_text(encoding="utf-8")
     assert answers["author_name"] in (project / "LICENSE").read_text(encoding="utf-8")
-    assert files_below(project) == tracked_files(PROJECT)
-    for name in tracked_files(PROJECT):
+    names = tracked_files(PROJECT) if source == PROJECT else files_below(source)
+    assert files_below(project) == names
+    for name in names:
         if name.endswith((".py", ".sh", "Makefile", ".txt")):
-            assert (project / name).read_bytes() == (PROJECT / name).read_bytes(), name
+            assert (project / name).read_bytes() == (source / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("key", TEXT_QUESTIONS)

@@ -63,11 +63,11 @@ def test_a_script_stays_executable(bake):
 
 
 @pytest.mark.parametrize(("key", "value"), CHOICES)
-def test_every_choice_bakes_settings_that_load(bake, key, value):
+def test_every_choice_bakes_settings_that_load(bake, small_template, key, value):
     answers = {key: value}
     if key == "metric":
         answers["task"] = FITTING.get(value, "multiclass")
-    project = bake(**answers)
+    project = bake(small_template, **answers)
     facts = load_competition(project / "competition.yaml")
     if key in ("task", "metric"):
         assert getattr(facts, key) == value
@@ -93,8 +93,9 @@ def test_no_template_braces_are_left_in_any_baked_file(bake):
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_odd_names_come_back_unchanged(bake, output, name):
+def test_odd_names_come_back_unchanged(bake, small_template, output, name):
     project = bake(
+        small_template,
         project_name=name,
         project_slug="odd",
         author_name=name,

@@ -29,6 +29,23 @@ settings.register_profile("full", deadline=None, max_examples=500)
 settings.load_profile("full" if os.environ.get("RELIABILITY") == "full" else "kfold")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_resamples() -> dict[str, int]:
+    """Intervals would take longer than the training of a tiny model; the numbers that were, for `all_resamples`."""
+    from kfold import intervals  # not before the network is blocked
+
+    usual = {name: value for name, value in vars(intervals).items() if name.startswith("NUM_RESAMPLES")}
+    vars(intervals).update(dict.fromkeys(usual, 10))
+    return usual
+
+
+@pytest.fixture
+def all_resamples(few_resamples, monkeypatch) -> None:
+    """For claims about intervals: as many resamples as users get."""
+    for name, value in few_resamples.items():
+        monkeypatch.setattr(f"kfold.intervals.{name}", value)
+
+
 @pytest.fixture
 def figures(request) -> Callable[[str], None]:
     """figures("200 of 200 bad tables named") -> a line under "reliability" at the end of the run.

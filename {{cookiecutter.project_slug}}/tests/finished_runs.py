@@ -15,14 +15,7 @@ import predict
 import pseudo_label
 import stack
 import train
-from kfold import intervals
 from kfold.ensemble import gbdt, nested
-
-
-def few_resamples(patch: pytest.MonkeyPatch) -> None:
-    """The bootstrap has its own tests; the ledger must be verified with the number that it was written with."""
-    patch.setattr(intervals, "NUM_RESAMPLES_AT_MOST", 4)
-    patch.setattr(intervals, "NUM_RESAMPLES_AT_LEAST", 4)
 
 
 @functools.cache
@@ -38,7 +31,6 @@ def finished_runs() -> Path:
         "select": "snapshots",
     }
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        few_resamples(patch)
         patch.setattr(gbdt, "MAX_ROUNDS", 3)
         patch.setitem(gbdt.PARAMETERS, "num_threads", 1)
         kept = {name: nested.METHODS[name] for name in ("mean", "lightgbm")}

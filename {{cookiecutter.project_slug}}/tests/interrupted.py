@@ -2,12 +2,18 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
+import sys
 from collections.abc import Callable
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from test_pipeline import prepare
 
 import predict
@@ -86,6 +92,20 @@ def new_root(base: Path, folder: Path, option: str) -> Path:
 def train_option(root: Path, option: str, stop: Stop | None = None, save_batches: int = 0) -> None:
     words = [*OPTIONS[option], f"save_batches={save_batches}"]
     train.main(fold="0", overrides=words, name=option, root=root, stop=stop)
+
+
+@cache
+def fork_server() -> BaseContext:
+    """Starts processes that have imported all that a training needs.
+
+    Before Python 3.13 it looks for the modules to import along PYTHONPATH alone, and passes over those it cannot find.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["interrupted"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
+    return context
 
 
 class StopAfter(Stop):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from finished_runs import few_resamples
 from test_pipeline import prepare
 
 import predict
@@ -44,7 +43,6 @@ def runs_to_bundle() -> Path:
     root = Path(tempfile.mkdtemp(prefix="kaggle-runs-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        few_resamples(patch)
         few_trees(patch)
         prepare(root, "multiclass", 120, NUM_TEST, epochs=3, batch_size=16, lr=0.01)
         with (root / "competition.yaml").open("a") as file:

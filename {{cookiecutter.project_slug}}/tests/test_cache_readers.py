@@ -12,7 +12,6 @@ from test_pipeline import prepare
 import embed
 import predict
 import train
-from kfold import intervals
 from kfold.artifacts import Workspace
 from kfold.data import cache_build
 from kfold.data.cache import FileReader, Pixels
@@ -22,15 +21,6 @@ from kfold.data.input_statistics import dataset_statistics
 from kfold.data.reduce import FORMATS, Rule
 from kfold.data.unreduced import UnreducedReader, rules_in
 from kfold.seals import remove_sealed
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    """Intervals are not what is tested here, and would take most of the time."""
-    with pytest.MonkeyPatch.context() as patched:
-        for name in ("NUM_RESAMPLES_AT_LEAST", "NUM_RESAMPLES_AT_MOST"):
-            patched.setattr(intervals, name, 3)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finished_runs import few_resamples, finished_runs
+from finished_runs import finished_runs
 from reliability import count
 
 import make_folds
@@ -17,8 +17,7 @@ DAMAGES = ("bit", "byte", "cut", "more bytes")
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    few_resamples(monkeypatch)
+def root(tmp_path):
     return Path(shutil.copytree(finished_runs(), tmp_path / "copy"))
 
 
@@ -83,7 +82,7 @@ def test_any_damage_of_any_stored_file_is_detected_and_the_file_is_named(root, f
     files = stored_files(root)
     kinds = sorted(files)
     tried, detected = Counter(), Counter()
-    for trial in range(count(60, 1000)):
+    for trial in range(count(len(kinds), 1000)):
         kind, how = kinds[trial % len(kinds)], DAMAGES[trial // len(kinds) % len(DAMAGES)]
         path = files[kind][generator.integers(len(files[kind]))]
         content = path.read_bytes()
@@ -104,7 +103,7 @@ def test_any_damage_of_any_stored_file_is_detected_and_the_file_is_named(root, f
 def test_every_file_that_is_gone_is_named(root, figures, capsys):
     files = [path for paths in stored_files(root).values() for path in paths if path.name != "folds.csv"]
     named = 0
-    for path in files[:: count(4, 1)]:
+    for path in files[:: count(7, 1)]:
         kept = path.read_bytes()
         path.unlink()
         problems = problems_of(root, runs_to_verify(root, path))

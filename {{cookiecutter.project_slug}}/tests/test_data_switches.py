@@ -10,7 +10,6 @@ from test_pipeline import prepare
 
 import predict
 import train
-from kfold import intervals
 from kfold.artifacts import Workspace
 from kfold.data.images import image_path
 from kfold.data.input_statistics import dataset_statistics
@@ -48,9 +47,7 @@ def read_values(workspace, rows):
 
 
 @pytest.mark.parametrize("task", EXPERIMENTS)
-def test_an_experiment_with_the_switches_trains_and_predicts_as_it_validated(tmp_path, task, monkeypatch):
-    monkeypatch.setattr(intervals, "NUM_RESAMPLES_AT_MOST", 20)  # intervals are not what is tested here
-    monkeypatch.setattr(intervals, "NUM_RESAMPLES_AT_LEAST", 20)
+def test_an_experiment_with_the_switches_trains_and_predicts_as_it_validated(tmp_path, task):
     root = prepare(tmp_path, task, 60, 8, epochs=2, batch_size=12)
     workspace = train_one(root, *EXPERIMENTS[task])
     validated = read_values(workspace, "oof")

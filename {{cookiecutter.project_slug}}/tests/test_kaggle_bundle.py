@@ -15,7 +15,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from finished_runs import few_resamples
 from hypothesis import given
 from hypothesis import strategies as st
 from kaggle_runs import REPOSITORY, bundle_of, load_script, runs_to_bundle
@@ -152,8 +151,7 @@ def test_damage_odd_names_foreign_files_and_embeddings_are_refused(root, tmp_pat
         bundle.main(["trees"], owner="me", root=root)
 
 
-def test_a_stack_that_takes_one_run_is_said_to_be_needless(root, capsys, monkeypatch):
-    few_resamples(monkeypatch)
+def test_a_stack_that_takes_one_run_is_said_to_be_needless(root, capsys):
     stack.main(["baseline", "second"], "single", "best_single", ["oof"], root=root, alone=True)
     bundle.main(["single"], owner="me", root=root)
     assert "warning: single takes run baseline alone: a bundle of that run says" in capsys.readouterr().out

@@ -11,7 +11,6 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from finished_runs import few_resamples
 from hypothesis import given
 from hypothesis import strategies as st
 from kaggle_runs import HIDDEN, LAYOUTS, SLUG, bundle_of, few_trees, load_script, make_tree, runs_to_bundle
@@ -33,7 +32,6 @@ infer, predict_hidden = load_script("infer"), load_script("predict_hidden")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    few_resamples(monkeypatch)
     few_trees(monkeypatch)
 
 

@@ -190,7 +190,7 @@ def test_any_score_beats_an_undefined_one():
 
 
 @pytest.mark.parametrize(("name", "task"), [("accuracy", "multiclass"), ("roc_auc", "binary"), ("mae", "regression")])
-def test_the_interval_holds_the_score_and_shrinks_with_more_rows(name, task):
+def test_the_interval_holds_the_score_and_shrinks_with_more_rows(name, task, all_resamples):
     metric, widths = resolve_metric(name, task), []
     for num_rows in (60, 960):
         targets, predictions = make_rows(task, num_rows)
@@ -200,7 +200,7 @@ def test_the_interval_holds_the_score_and_shrinks_with_more_rows(name, task):
     assert widths[1] < 0.5 * widths[0]  # 4 times narrower, give or take
 
 
-def test_the_interval_of_a_share_is_as_wide_as_theory_says():
+def test_the_interval_of_a_share_is_as_wide_as_theory_says(all_resamples):
     targets, predictions = make_rows("multiclass", 1000)
     metric = resolve_metric("accuracy", "multiclass")
     share = metric.function(targets, predictions)
@@ -208,7 +208,7 @@ def test_the_interval_of_a_share_is_as_wide_as_theory_says():
     assert high - low == pytest.approx(2 * 1.96 * (share * (1 - share) / 1000) ** 0.5, rel=0.15)
 
 
-def test_the_interval_covers_the_truth_about_95_times_in_100():
+def test_the_interval_covers_the_truth_about_95_times_in_100(all_resamples):
     metric, covered = resolve_metric("accuracy", "binary"), 0
     generator = np.random.default_rng(0)
     for _ in range(100):
@@ -222,7 +222,7 @@ def fast_accuracy(metric: Metric) -> Metric:
     return Metric(metric.name, lambda targets, predictions: float((targets == predictions).mean()), True, "labels")
 
 
-def test_rows_that_belong_together_give_a_wider_interval():
+def test_rows_that_belong_together_give_a_wider_interval(all_resamples):
     """64 patients with 16 equal rows each know as much as 64 rows, not as 1,024."""
     metric = resolve_metric("accuracy", "multiclass")
     targets, predictions = make_rows("multiclass", 64)
@@ -280,7 +280,7 @@ def test_equal_predictions_differ_by_exactly_nothing():
     assert paired_difference(metric, targets, predictions, predictions.copy()) == (0.0, 0.0, 0.0)
 
 
-def test_pairing_finds_a_small_gain_that_two_separate_intervals_hide():
+def test_pairing_finds_a_small_gain_that_two_separate_intervals_hide(all_resamples):
     targets, worse = make_rows("multiclass", 400)
     better = worse.copy()
     wrong = np.flatnonzero(worse.argmax(axis=1) != targets.argmax(axis=1))[:12]
@@ -293,7 +293,7 @@ def test_pairing_finds_a_small_gain_that_two_separate_intervals_hide():
     assert paired_difference(metric, targets, worse, better)[0] == pytest.approx(-12 / 400)
 
 
-def test_fifty_thousand_rows_of_ten_classes_take_seconds():
+def test_fifty_thousand_rows_of_ten_classes_take_seconds(all_resamples):
     targets, predictions = make_rows("multiclass", 50_000, 10)
     started = time.perf_counter()
     bootstrap_interval(resolve_metric("accuracy", "multiclass"), targets, predictions)

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kfold import intervals
 from kfold.ensemble import gbdt
 from kfold.ensemble.nested import (
     BEST_SINGLE,
@@ -25,10 +24,8 @@ METHODS_AND_TASKS = [(name, task) for name, method in METHODS.items() for task i
 
 
 @pytest.fixture(autouse=True)
-def _few_resamples_and_rounds(monkeypatch):
-    """Intervals and trees have tests of their own."""
-    monkeypatch.setattr(intervals, "NUM_RESAMPLES_AT_MOST", 10)
-    monkeypatch.setattr(intervals, "NUM_RESAMPLES_AT_LEAST", 10)
+def _few_rounds(monkeypatch):
+    """Trees have tests of their own."""
     monkeypatch.setitem(gbdt.PARAMETERS, "num_threads", 1)
     monkeypatch.setattr(gbdt, "MAX_ROUNDS", 20)
 

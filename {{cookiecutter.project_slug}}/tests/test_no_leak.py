@@ -29,7 +29,7 @@ def roots(tmp_path_factory):
     """task -> two equal competitions, but for the targets of fold 0's rows."""
     made = {}
     for task in ("multiclass", "regression"):
-        first = prepare(tmp_path_factory.mktemp(task) / "first", task, 60, 12, epochs=6, batch_size=8, workers=0)
+        first = prepare(tmp_path_factory.mktemp(task) / "first", task, 60, 12, epochs=3, batch_size=8, workers=0)
         second = first.with_name("second")
         shutil.copytree(first, second)
         folds = pd.read_csv(second / "folds.csv", dtype=str, keep_default_na=False)

@@ -13,7 +13,7 @@ from test_pipeline import prepare
 
 import predict
 import train
-from kfold import inference, inference_choice, intervals
+from kfold import inference, inference_choice
 from kfold.artifacts import Workspace
 from kfold.data.cache import FileReader
 from kfold.engines.inference import Inference
@@ -22,15 +22,6 @@ from kfold.inference_choice import Wish
 
 RUNS = ("baseline", "other", "larger")
 FOLDED = Inference(channels_last=True, fold_batchnorm=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    """Intervals are not what is tested here, and would take most of the time."""
-    with pytest.MonkeyPatch.context() as patched:
-        for name in ("NUM_RESAMPLES_AT_LEAST", "NUM_RESAMPLES_AT_MOST"):
-            patched.setattr(intervals, name, 3)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from test_pipeline import prepare
 import predict
 import pseudo_label
 import train
-from kfold import artifacts, intervals
+from kfold import artifacts
 from kfold.artifacts import ALL_DATA, Workspace
 from kfold.config import load_competition, load_config, settings_hash
 from kfold.data.folds import read_folds
@@ -45,7 +45,6 @@ def root(tmp_path, monkeypatch):
     )
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "baseline.yaml").write_text("epochs: 3\n")
-    monkeypatch.setattr(intervals, "NUM_RESAMPLES_AT_MOST", 20)  # of the bootstrap, for speed
     monkeypatch.setattr(train, "main", fake_train)
     monkeypatch.setattr(predict, "main", fake_predict)
     monkeypatch.setattr(sys.modules[__name__], "QUALITY", {"baseline": 0.5, "baseline-p1": 0.9, "baseline-p2": 0.9})

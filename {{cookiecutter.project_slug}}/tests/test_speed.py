@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interrupted import StopAfter, fingerprint, train_in_pieces
+from reliability import count
 from test_pipeline import prepare
 from torch import nn
 
@@ -60,7 +61,7 @@ CARD = ModelCard(
 
 
 @given(st.data())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=count(100, 500))
 def test_the_choice_is_within_5_percent_of_the_best_combination(data):
     """Costs of format, layout and depthwise format are any; what a later switch saves hardly depends on the rest."""
     factor, hardly = st.floats(0.2, 5.0), st.floats(0.995, 1.005)

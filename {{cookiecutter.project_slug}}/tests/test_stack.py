@@ -13,7 +13,7 @@ import pytest
 
 import stack
 import submit
-from kfold import artifacts, intervals
+from kfold import artifacts
 from kfold.artifacts import Workspace, write_manifest
 from kfold.ensemble import gbdt, nested, stack_files, stack_inputs
 from kfold.ensemble.stack_settings import StackSettings
@@ -38,9 +38,7 @@ METRIC_OF = {"multiclass": "accuracy", "binary": "roc_auc", "multilabel": "roc_a
 
 @pytest.fixture(autouse=True)
 def _fast(request, monkeypatch):
-    """Two methods, few resamples and small trees: they have their own tests, and here they only cost time."""
-    monkeypatch.setattr(intervals, "NUM_RESAMPLES_AT_MOST", 10)
-    monkeypatch.setattr(intervals, "NUM_RESAMPLES_AT_LEAST", 10)
+    """Two methods and small trees: they have their own tests, and here they only cost time."""
     monkeypatch.setattr(gbdt, "MAX_ROUNDS", 4)
     monkeypatch.setitem(gbdt.PARAMETERS, "num_threads", 1)
     kept = {"mean", "lightgbm" if "with_trees" in request.fixturenames else "simplex"}
@@ -604,8 +602,7 @@ def test_thresholds_are_fitted_stored_and_applied_by_submit(tmp_path, capsys):
     assert pd.read_csv(root / "submission.csv", dtype=str)["label"].nunique() == 2
 
 
-def test_submit_prefers_a_single_run_where_the_stack_is_within_noise(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(intervals, "NUM_RESAMPLES_AT_MOST", 100)
+def test_submit_prefers_a_single_run_where_the_stack_is_within_noise(tmp_path, capsys, all_resamples):
     root = make_root(tmp_path / "r")
     add_run(root, "a", seed=1, noise=0.3)
     add_run(root, "b", seed=2, noise=0.3)

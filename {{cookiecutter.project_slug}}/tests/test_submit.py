@@ -3,7 +3,6 @@
 import inspect
 import json
 import re
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -11,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from test_pipeline import exit_code
 
 import competition
 import submit
-from kfold import intervals
 from kfold.artifacts import write_manifest
 from kfold.errors import UserError
 from kfold.files import file_sha256
@@ -32,12 +31,6 @@ CELLS = {  # task -> target columns of a row
     "regression": (["height"], lambda number: [str(number % 7)]),
 }
 METRIC_OF = {"multiclass": "accuracy", "binary": "roc_auc", "multilabel": "roc_auc", "regression": "rmse"}
-
-
-@pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch):
-    """The intervals' own tests are in test_metrics.py; here they only cost time."""
-    monkeypatch.setattr(intervals, "NUM_RESAMPLES_AT_MOST", 100)
 
 
 def make_root(root: Path, task: str = "multiclass", metric: str = "auto", slug: str = "") -> Path:
@@ -432,12 +425,11 @@ def test_permuting_train_csv_and_the_parquet_files_changes_neither_score_nor_sub
 # The command, and upload
 
 
-def test_a_failed_stage_exits_with_2_and_no_traceback(root):
-    command = [sys.executable, str(REPOSITORY / "submit.py"), "--root", str(root)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.splitlines()) == 1
+def test_a_failed_stage_exits_with_2_and_no_traceback(root, capsys):
+    assert exit_code(REPOSITORY / "submit.py", "--root", str(root)) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert len(errors.splitlines()) == 1
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logit, softmax
 
-from kfold import intervals
 from kfold.ensemble import tuning as tuning_module
 from kfold.ensemble.tuners import TUNERS, Tuning, coordinate_search, threshold_candidates
 from kfold.ensemble.tuning import Tuned, read_tuned, tune
@@ -18,11 +17,6 @@ from kfold.metrics import decide, resolve_metric
 NUM_FOLDS = 3
 few = settings(max_examples=30)
 probability = st.floats(0, 1, width=32)
-
-
-@pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch):
-    monkeypatch.setattr(intervals, "NUM_RESAMPLES_AT_MOST", 100)
 
 
 def folds_of(num_rows: int) -> np.ndarray:

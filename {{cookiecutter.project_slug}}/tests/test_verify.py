@@ -2,15 +2,14 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from finished_runs import few_resamples, finished_runs
+from finished_runs import finished_runs
+from test_pipeline import exit_code
 
 import make_folds
 from kfold import artifacts
@@ -23,8 +22,7 @@ from kfold.seals import write_sealed
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    few_resamples(monkeypatch)
+def root(tmp_path):
     return Path(shutil.copytree(finished_runs(), tmp_path / "copy"))
 
 
@@ -191,12 +189,9 @@ def test_a_run_with_one_fold_yet_is_verified_with_a_note_and_an_unknown_one_is_n
     assert "run lost: no such run" in problems_of(root, "lost")[0]
 
 
-def test_the_command_ends_with_2_and_a_line_without_traceback(root):
-    shutil.copytree(Path(make_folds.__file__).parent / "kfold", root / "kfold")
-    for name in ("make_folds.py", "competition.py"):
-        shutil.copy(Path(make_folds.__file__).parent / name, root)
-    command = [sys.executable, "make_folds.py", "--verify", "lost"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: run lost: no such run in ")
-    assert "Traceback" not in done.stderr
+def test_the_command_ends_with_2_and_a_line_without_traceback(root, capsys):
+    shutil.copy(make_folds.__file__, root)
+    assert exit_code(root / "make_folds.py", "--verify", "lost") == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: run lost: no such run in ")
+    assert "Traceback" not in errors

@@ -108,8 +108,8 @@ def main(
     if rehearsal:
         rehearse_fold(rehearsal, workspace, run, numbers[0], facts, config, folds, targets, num_rows, stop)
         return
-    if is_part:
-        artifacts.refuse_other_settings(workspace, run, facts, config)  # registered by the parent: nodes may differ
+    if is_part and workspace.run_config_path(run).exists():  # by the parent, whose node may have other versions
+        artifacts.refuse_other_settings(workspace, run, facts, config)
     else:
         artifacts.register_run(workspace, run, facts, config, numbers, overwrite)
     if waiting := waiting_keys(config):

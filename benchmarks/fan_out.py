@@ -43,8 +43,8 @@ def main(num_tasks: int, count: int, rounds: int) -> list[dict]:
         what = f"{size} tasks one after another, {count} photos, beside their commands in a loop"
         rows.append(make_row("8 fan-out", what, "s", {"ours": ours}, loop, **facts))
         print(f"  {what}: {median(extra):+.1f} s, {median(extra) / size:+.2f} s a task")
-    (once, more) = (median(row["facts"]["extra seconds"]) for row in rows)
     if num_tasks > few:
+        once, more = (median(row["facts"]["extra seconds"]) for row in rows)
         print(f"  paid for each further task: {(more - once) / (num_tasks - few):+.2f} s")
     return rows
 
@@ -81,7 +81,7 @@ def fan_out(project: Path, commands: list[str], words: list[str]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=15, help="a multiple of 5 (default: 15)")
-    parser.add_argument("--count", type=int, default=60, help="photographs (default: 60)")
+    parser.add_argument("--count", type=int, default=60, help="photographs, 50 or more (default: 60)")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     parser.add_argument("--json", default="", help="a file for the rows")
     given = parser.parse_args()

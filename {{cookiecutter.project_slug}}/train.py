@@ -133,8 +133,7 @@ def main(
     if rehearsal:
         rehearse_fold(rehearsal, workspace, run, numbers[0], facts, config, folds, targets, num_rows, stop)
         return
-    if is_part:
-        # Registered by the parent; nodes may differ.
+    if is_part and workspace.run_config_path(run).exists():  # by the parent, whose node may have other versions
         by_first(artifacts.refuse_other_settings, workspace, run, facts, config)
     else:
         by_first(artifacts.register_run, workspace, run, facts, config, numbers, overwrite)

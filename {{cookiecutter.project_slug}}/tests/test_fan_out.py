@@ -414,6 +414,7 @@ def test_a_fold_goes_from_node_to_node_and_home(url, tmp_path):
     known = set()
     storage.push_fold(run, first, "fold0", known)
     second = write(tmp_path / "second/a", config_yaml="of another run", fold1__manifest_json="of another run")
+    (second / ".origin").write_text(storage.run_url(url, "a", "4567"))
     storage.pull_fold(run, second, "fold0")
     assert texts(second) == texts(first)
     assert not storage.is_done_there(run, "fold0")

@@ -266,5 +266,5 @@ def test_without_an_address_a_small_cluster_lives_as_long_as_the_command(root, u
 
 
 def test_a_cluster_that_is_not_there_is_told_in_one_line():
-    with pytest.raises(UserError, match="^Ray does not start --address 127.0.0.1:1: "), connected("127.0.0.1:1"):
+    with pytest.raises(UserError, match="^--address 127.0.0.1:1: no answer "), connected("127.0.0.1:1"):
         pass

@@ -1,6 +1,7 @@
 """The tasks on a Ray cluster, or on this machine: Ray chooses the node, waits for room, and tries again."""
 
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,7 @@ def connected(address: str):
 
     from kfold import fan_out
 
+    refuse_silent(address)
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level="error")
@@ -67,6 +69,17 @@ def connected(address: str):
         yield ray
     finally:
         ray.shutdown()
+
+
+def refuse_silent(address: str) -> None:
+    """Raise UserError where nobody answers at host:port: Ray itself would go on asking for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"--address {address}: no answer ({error}): is `ray start --head` running there?") from None
 
 
 def choose_share(nodes: Sequence[Mapping[str, float]], cores: int | None, gpus: float | None) -> Share:

@@ -32,7 +32,14 @@ from kfold.report.choices import choices_section, rounds_section
 from kfold.report.comparison import comparison_section, difference_line
 from kfold.report.curves import curves_section
 from kfold.report.details import detail_sections
-from kfold.report.leaderboard import Entry, leaderboard_section, make_entries, show, show_interval
+from kfold.report.leaderboard import (
+    Entry,
+    leaderboard_section,
+    make_entries,
+    remembering,
+    show,
+    show_interval,
+)
 from kfold.report.origins import check_section, environment_section, settings_section
 from kfold.report.page import page
 from kfold.report.public_scores import public_section
@@ -53,7 +60,7 @@ def main(runs: Sequence[str] = (), compare: Sequence[str] = (), root: Path = ROO
     facts = load_competition(workspace.competition_path)
     folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
     targets = competition.decode_targets(folds.table, facts)
-    metric, groups = competition.metric(facts), folds.group_or_none
+    metric, groups = remembering(competition.metric(facts)), folds.group_or_none
     names = workspace.begun_runs()
     refuse_unknown([*runs, *compare], names, workspace.runs_dir)
 

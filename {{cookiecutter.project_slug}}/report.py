@@ -102,7 +102,7 @@ def main(runs: Sequence[str] = (), compare: Sequence[str] = (), root: Path = ROO
     print(f"{workspace.report_path}: {len(sections)} sections, {len(shown)} runs, in {seconds:.1f} s")
     if compare:
         print(difference_line(*shown, targets.values, groups, metric))
-    conclude(entries, baseline, metric)
+    conclude(entries, baseline, metric, detailed)
 
 
 # What to show
@@ -167,7 +167,7 @@ def read_check(workspace: Workspace) -> tuple[dict | None, str]:
         return None, workspace.without_root(str(error))
 
 
-def conclude(entries: Sequence[Entry], baseline: str, metric: Metric) -> None:
+def conclude(entries: Sequence[Entry], baseline: str, metric: Metric, detailed: Sequence[RunFound]) -> None:
     """Print the leaderboard, and what to do next."""
     rows = [("run", metric.name, "95% interval", f"minus {baseline}", "95% interval", "LB", "notes")]
     for entry in entries:
@@ -185,10 +185,10 @@ def conclude(entries: Sequence[Entry], baseline: str, metric: Metric) -> None:
             )
         )
     print(aligned(rows))
-    if not any(entry.scores for entry in entries):
+    if not detailed:
         print("next: python train.py --fold all")
         return
-    print(f"next: open report.html; after an upload: python report.py --log-lb {entries[0].run.name} SCORE")
+    print(f"next: open report.html; after an upload: python report.py --log-lb {detailed[0].name} SCORE")
 
 
 # Other commands

@@ -93,7 +93,7 @@ def leaderboard_section(
         caption += f"; the difference from {baseline} is paired, on the rows that both predict"
     folds = sorted({number for entry in entries if entry.scores for number in entry.scores.by_fold})
     header = ["run", "pooled", "95% interval", f"minus {baseline or 'baseline'}", "95% interval", "verdict"]
-    header += [f"fold {number}" for number in folds] + ["minutes", "images/s", "LB", "notes"]
+    header += ["LB", "minutes", "images/s", "notes", *(f"fold {number}" for number in folds)]
     rows = [cells(entry, folds, metric, num_rows) for entry in entries]
     texts = [*lines, optimism_note([entry.run for entry in entries])]
     problems = [f"warning: {problem}" for entry in entries for problem in entry.run.problems]
@@ -111,9 +111,9 @@ def cells(entry: Entry, folds: Sequence[int], metric: Metric, num_rows: int) -> 
         value, low, high = difference
         gain = (f"{value:+.5f}", show_interval(low, high, "+"), verdict(metric, difference))
     of_folds = [show(scores.by_fold[number]) if scores and number in scores.by_fold else "-" for number in folds]
+    public = entry.ledger.get("leaderboard") or "-"
     cost = [entry.ledger.get("minutes") or minutes(entry.run), entry.ledger.get("images_per_second") or "-"]
-    return [entry.run.name, pooled, between, *gain, *of_folds, *cost, entry.ledger.get("leaderboard") or "-",
-            "; ".join(notes)]  # fmt: skip
+    return [entry.run.name, pooled, between, *gain, public, *cost, "; ".join(notes), *of_folds]
 
 
 def minutes(run: RunFound) -> str:

@@ -29,7 +29,7 @@ a { color: var(--link) } :focus-visible { outline: 3px solid var(--link); outlin
 .skip { position: absolute; left: -99rem } .skip:focus { position: static }
 header p, figcaption, .caption, summary { color: var(--quiet) } p { margin: 0.4rem 0; max-width: 60rem }
 p.warning { color: var(--warn); font-weight: 600 }
-nav ol { columns: 16rem; padding-left: 1.6rem; margin: 0.5rem 0 1rem }
+nav ol { columns: 17rem; column-gap: 2rem; padding-left: 1.6rem; margin: 0.5rem 0 1rem }
 section { border-top: 1px solid var(--line); padding: 1.2rem 0; scroll-margin-top: 0.5rem }
 .scroll { overflow-x: auto; max-width: 100%; margin: 0.6rem 0 }
 table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums }
@@ -37,7 +37,8 @@ th, td { padding: 0.25rem 0.7rem; text-align: left; border-bottom: 1px solid var
 .wrap { white-space: normal; min-width: 16rem; max-width: 40rem } .number { text-align: right }
 thead th { background: var(--band) } tbody th { font-weight: 600 } summary { cursor: pointer; padding: 0.3rem 0 }
 .pictures, .cards { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start }
-.pictures figure { margin: 0; max-width: 100%; overflow-x: auto } svg { max-width: 100%; height: auto; display: block }
+.pictures figure { margin: 0; max-width: min(100%, 36rem); overflow-x: auto }
+svg { max-width: 100%; height: auto; display: block }
 .wide svg { min-width: 34rem } svg text { font-family: system-ui, sans-serif }
 svg * { stroke-linejoin: round; stroke-linecap: butt }
 .cards figure { margin: 0; width: 9.5rem; font-size: 0.8rem } .cards figcaption span { display: block }
@@ -126,7 +127,10 @@ def table(part: Table) -> str:
     """Scrolls sideways where it is too wide, also by keyboard; a long one is folded up."""
     if not part.rows:
         return f"<p>{text(part.caption)}</p>" if part.caption else ""
-    heads = "".join(f'<th scope="col">{text(name)}</th>' for name in part.header)
+    heads = "".join(
+        f'<th scope="col"{kind_of([row[place] for row in part.rows])}>{text(name)}</th>'
+        for place, name in enumerate(part.header)
+    )
     rows = "".join(f"<tr>{''.join(cell(value, place) for place, value in enumerate(row))}</tr>" for row in part.rows)
     label = text(part.caption or f"Table of {part.header[0]}")
     body = (
@@ -139,9 +143,15 @@ def table(part: Table) -> str:
 
 
 def cell(value: str, place: int) -> str:
-    kinds = {"number": is_number(value.strip("%+ ") or "-"), "wrap": len(value) > 40}
-    kind = next((f' class="{name}"' for name, holds in kinds.items() if holds), "")
+    kind = kind_of([value])
     return f'<th scope="row"{kind}>{text(value)}</th>' if place == 0 else f"<td{kind}>{text(value)}</td>"
+
+
+def kind_of(cells: Sequence[str]) -> str:
+    """The class of cells: numbers stand right, long texts are broken."""
+    if all(value == "-" or is_number(value.strip("%+ ") or "text") for value in cells):
+        return ' class="number"'
+    return ' class="wrap"' if max(map(len, cells)) > 40 else ""
 
 
 def gallery(part: Gallery) -> str:

@@ -127,8 +127,11 @@ def note_what_to_know(found: RunFound, workspace: Workspace, limit: int, num_fol
         with found.collect():
             if is_optimistic(workspace, run):
                 found.notes.append("optimistic")
+        if found.verdict and not found.verdict.get("kept"):
+            found.notes.append("rejected round of pseudo-labels")
         try:
-            refuse_rejected(workspace, run)
+            if not found.verdict:
+                refuse_rejected(workspace, run)  # one that is not judged
             refuse_stale_stack(workspace, run)
         except UserError as error:
             found.notes += error.problems

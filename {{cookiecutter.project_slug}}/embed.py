@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
 from kfold.artifacts import Workspace
 from kfold.config import Competition, load_competition
@@ -25,6 +24,7 @@ from kfold.data.augment import eval_transform
 from kfold.data.folds import read_folds
 from kfold.data.images import image_paths
 from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
+from kfold.data.progress import with_bar
 from kfold.data.tables import read_test_ids, shorten
 from kfold.data.unreduced import UnreducedReader
 from kfold.errors import UserError, run_stage
@@ -37,6 +37,7 @@ from kfold.training.precision import choose_device, choose_precision
 from kfold.training.predicting import predict_logits, same
 
 ROOT = Path(__file__).resolve().parent
+NEXT = "next: python stack.py --embeddings embeddings.parquet"
 BATCH_SIZE = 64  # images; without gradients it fits where training fits
 NUM_WORKERS = 2
 
@@ -61,6 +62,7 @@ def main(
     }
     if is_done(workspace.embeddings_path, request, overwrite):
         print(f"{workspace.embeddings_path} is already there, nothing to do (--overwrite makes it anew)")
+        print(NEXT)
         return
     model, card = build_frozen(backbone, pretrained_path, image_size, random_weights)
     train_dir, test_dir = (workspace.data_path(facts, name) for name in (facts.train_images, facts.test_images))
@@ -75,6 +77,7 @@ def main(
         print(f"warning: {line}", file=sys.stderr)
     write_embeddings(workspace.embeddings_path, [*train_ids, *test_ids], np.concatenate([train, test]), request)
     print(f"{workspace.embeddings_path}: {train.shape[1]} columns of {len(train)} training and {len(test)} test images")
+    print(NEXT)
 
 
 def read_ids(workspace: Workspace, facts: Competition) -> tuple[list[str], list[str]]:
@@ -145,7 +148,7 @@ def embed_images(
     read, size = UnreducedReader(paths, cache_dir), card.image_size
     images = Images(paths, np.zeros((len(ids), 0)), eval_transform(size), size, read=read)
     loader = make_loader(images, EpochOrder(len(ids), BATCH_SIZE, False), NUM_WORKERS, device)
-    batches = tqdm(read_batches(loader), f"embed {image_dir.name}", len(loader), disable=None, leave=False)
+    batches = with_bar(read_batches(loader), f"embed {image_dir.name}", len(ids))
     on_problem = None if unreadable is None else unreadable.__setitem__
     precision = choose_precision("auto", device)
     features = predict_logits(model.to(device), batches, [same], card, device, precision, on_problem)[0]

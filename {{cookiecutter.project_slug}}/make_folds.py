@@ -43,6 +43,7 @@ def main(root: Path = ROOT, overwrite: bool = False, check_only: bool = False) -
     exists = workspace.folds_path.exists()
     if exists and not (overwrite or check_only):
         print(f"{workspace.folds_path} is already there, nothing to do (--overwrite makes it anew)")
+        print("next: python train.py --fold 0")
         return
     data = check_data(workspace, facts, competition.decode_targets)
     content = b""
@@ -61,6 +62,7 @@ def main(root: Path = ROOT, overwrite: bool = False, check_only: bool = False) -
     report(data)
     if check_only:
         print("the check of data and machine found no errors")
+        print(f"next: python {'train.py --fold 0' if exists else 'make_folds.py'}")
         return
     if exists and content != workspace.folds_path.read_bytes():
         print(
@@ -69,6 +71,7 @@ def main(root: Path = ROOT, overwrite: bool = False, check_only: bool = False) -
     atomic_write(workspace.folds_path, content)
     folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
     print(fold_card(folds, competition.decode_targets(folds.table, facts), choose_scheme(facts)))
+    print("next: python train.py --fold 0")
 
 
 def check_sample(data: Check, workspace: Workspace, facts: Competition) -> None:

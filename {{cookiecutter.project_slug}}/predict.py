@@ -39,6 +39,7 @@ from kfold.model.build import has_fixed_input
 from kfold.prediction_job import Job, way_of
 from kfold.predictions import Predictions, ids_sha256, write_predictions
 from kfold.report.spreadsheet import to_spreadsheet
+from kfold.report.tables import cv_table
 from kfold.runs import OPTIMISM
 from kfold.seals import write_sealed
 from kfold.training.precision import choose_device
@@ -203,16 +204,17 @@ def choose(job: Job, kinds: Sequence[str], views: Sequence[str]) -> tuple[str, s
         + (f"; {OPTIMISM}" if kind in OPTIMISTIC or job.config.early_stopping else "")
     )
     if len(job.numbers) == job.folds.num_folds:
-        update_ledger(job, out_of_fold(job, [(kind, view)])[0].predictions)
+        summarize(job, out_of_fold(job, [(kind, view)])[0].predictions)
     return kind, view
 
 
-def update_ledger(job: Job, predictions: np.ndarray) -> None:
-    """The run's row gets the scores of the weights and views that were taken."""
+def summarize(job: Job, predictions: np.ndarray) -> None:
+    """Print the table of all folds; the run's row of the ledger gets the scores of the weights and views taken."""
+    groups = job.folds.group_or_none
+    scores = score_folds(job.metric, job.targets.values, predictions, job.folds.fold, groups)
+    print(cv_table(job.metric.name, scores))
     rows = {row["run"]: row for row in read_ledger(job.workspace.ledger_path)}
     if job.run in rows:
-        groups = job.folds.group_or_none
-        scores = score_folds(job.metric, job.targets.values, predictions, job.folds.fold, groups)
         known = {key: cell for key, cell in rows[job.run].items() if key in COLUMNS}
         found = {"oof": scores.pooled, "oof_low": scores.low, "oof_high": scores.high}
         by_fold = " ".join(f"{score:.5f}" for score in scores.by_fold.values())

@@ -79,7 +79,7 @@ def main(
                 print(reason)
                 break
             if dry_run:
-                print("dry run: nothing was written")
+                print("dry run: nothing was written\nnext: the same command without --dry-run")
                 return
             refuse_other_weights(workspace, this)
             write_labels(workspace, this, data, labels, overwrite)
@@ -92,7 +92,7 @@ def main(
         if not verdict["kept"]:
             break
         current = this.student
-    print(f"current run: {current}; next: python submit.py --run {current}")
+    print(f"current run: {current}\nnext: python submit.py --run {current}")
 
 
 def refuse_contradictions(

@@ -212,7 +212,7 @@ def log_score(run: str, score: str, root: Path = ROOT) -> None:
 def preview(config_path: Path | None, fold: str, overrides: Sequence[str]) -> None:
     import train  # here: it loads torch, which a report can spare
 
-    train.main(config_path, fold, overrides, rehearsal="augment_preview")
+    train.main(fold, config_path, overrides, rehearsal="augment_preview")
 
 
 def parse_arguments() -> argparse.Namespace:

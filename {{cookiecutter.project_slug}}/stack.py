@@ -82,6 +82,7 @@ def main(
         changes = None if overwrite else find_changes(workspace, name, folds.num_folds, made_of)
         if changes == []:
             print(f"stack {name}: done before, of the same runs (--overwrite makes it again)")
+            print(f"next: python submit.py --run {name}")
             return
         if changes:
             print(f"stack {name}: made again, because these changed: {', '.join(shorten(changes, limit=5))}")

@@ -113,6 +113,8 @@ def main(
         print(upload_file(facts.kaggle_competition, output, message or f"{run}: out of fold {score}"))
     elif facts.kaggle_competition:
         print('next: python submit.py --upload -m "what is new"')
+    else:
+        print(f"next: upload {output.name} by hand, or name kaggle_competition in competition.yaml for --upload")
 
 
 def refuse_unnamed_full_fit(workspace: Workspace, run: str, all_data: bool) -> None:

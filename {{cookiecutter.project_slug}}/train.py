@@ -46,7 +46,7 @@ from kfold.metrics import Metric
 from kfold.model.weights import copy_weights
 from kfold.needs import waiting_keys
 from kfold.parallel_folds import train_at_once
-from kfold.report.tables import cv_table
+from kfold.report.tables import cv_table, fold_table
 from kfold.settings import difference
 from kfold.setup.batches import make_batches
 from kfold.setup.cleaning import drop_doubtful
@@ -129,6 +129,8 @@ def main(
         print(f"next: python predict.py --run {run}")
     elif not (is_part or artifacts.is_ablation(run)) and workspace.trained_folds(run) == list(range(folds.num_folds)):
         summarize(workspace, run, facts, config, folds, targets, metric, trained)
+    elif not (is_part or artifacts.is_ablation(run)):
+        print(describe_trained(workspace, run, folds.num_folds, metric.name))
     stop.check()  # a signal may have come with the last fold: later stages should not start
 
 
@@ -284,8 +286,9 @@ def train_fold(
         partial(is_stalled, patience=config.early_stopping, better=metric.better),
     )  # fmt: skip
     subject = tracked_part(workspace, facts, config, run, workspace.fold_dir(run, number).name, folds.stamp)
+    results = told(results, config.tracker, subject, metric.name, training.log)
     try:
-        for result in told(results, config.tracker, subject, metric.name, training.log):
+        for result in results:
             if result.epoch in ends:
                 write_snapshot(workspace, run, number, ends.index(result.epoch) + 1, training, card)
             best = training.best_score
@@ -295,6 +298,7 @@ def train_fold(
             saver.save()
             print(describe_epoch(result, config.epochs, metric.name, valid_batches is not None))
     finally:
+        results.close()  # a tracker, too, where training was interrupted
         write_skipped(workspace.skipped_path(run, number), training, rows.train_ids)
 
     if training.epoch < config.epochs:
@@ -322,6 +326,14 @@ def tracked_part(workspace: Workspace, facts: Competition, config: Config, run: 
     settings = config.model_dump(mode="json")
     stamp = f"{settings_hash(config)} {stamp}"
     return Subject(workspace.tracking_dir, facts.project_name, run, part, settings, stamp)
+
+
+def describe_trained(workspace: Workspace, run: str, num_folds: int, metric_name: str) -> str:
+    """The scores of the folds that are trained, and what to do about the others."""
+    numbers = workspace.trained_folds(run)
+    scores = {number: artifacts.read_manifest(workspace.fold_dir(run, number))["score"] for number in numbers}
+    others = ", ".join(str(number) for number in range(num_folds) if number not in numbers)
+    return f"\n{fold_table(metric_name, scores)}\nnext: the same command with --fold all (fold {others} to train)"
 
 
 def describe_epoch(result: EpochResult, epochs: int, metric_name: str, is_validated: bool) -> str:
@@ -373,7 +385,7 @@ def summarize(
         }
         record_run(workspace.ledger_path, row)
         numbers = {name: row[name] for name in ("oof", "oof_low", "oof_high", "minutes")}
-        subject = tracked_part(workspace, facts, config, run, "summary", f"{folds.stamp} {numbers}")
+        subject = tracked_part(workspace, facts, config, run, "summary", f"{folds.stamp} {row['oof']}")
         with telling(config.tracker, subject) as tell:
             tell(numbers, config.epochs)
     print(f"next: python predict.py --run {run}")

@@ -16,6 +16,7 @@ from kfold.artifacts import Workspace
 from kfold.config import Config
 from kfold.data.folds import Folds
 from kfold.data.loader import read_batches
+from kfold.data.progress import with_bar
 from kfold.data.targets import Targets
 from kfold.errors import UserError
 from kfold.files import atomic_write, file_sha256
@@ -120,7 +121,8 @@ def predict_file(
 ) -> np.ndarray:
     """Predictions (N, C) of the held-out rows, from the weights file that the manifest will vouch for."""
     model, card = load_model(path)
-    model, batches = arrange(model.to(device), speed), read_batches(valid_batches)
+    model = arrange(model.to(device), speed)
+    batches = with_bar(read_batches(valid_batches), f"{path.parent.name} {path.stem}", len(valid_batches.dataset))
     precision = speed.precision("as in training")
     logits = predict_logits(model, batches, [same], card, device, precision, None, between_batches)[0]
     return to_target_units(logits, card).numpy()

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from kfold.artifacts import Workspace
 from kfold.config import Competition, Config
@@ -17,6 +16,7 @@ from kfold.data.cache import Pixels
 from kfold.data.folds import Folds
 from kfold.data.images import image_paths
 from kfold.data.loader import EpochOrder, Images, ThreadLoader, make_loader, read_batches
+from kfold.data.progress import with_bar
 from kfold.data.targets import Targets
 from kfold.data.workers import workers_for
 from kfold.engines.held import Held
@@ -185,7 +185,7 @@ def predict_rows(
     loader = job.batches(images, image_dir_name)
     folds = sorted({one.path.parent.name for one in wanted})
     title = f"{image_dir_name} {' '.join(folds)} x {sum(len(look.views) for look in looks) // len(folds)}"
-    batches = tqdm(read_batches(loader), title, len(loader), disable=None, leave=False)
+    batches = with_bar(read_batches(loader), title, len(ids))
     on_problem = None if unreadable is None else unreadable.__setitem__
     seen = look_at_all(looks, batches, len(ids), job.device, on_problem, timed)
     if unreadable is not None:

@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -27,6 +27,12 @@ from kfold.training.state import EpochResult
 Values = Mapping[str, float]
 WAIT = 3  # seconds, for a server that may not be there
 PARAMETERS_AT_ONCE, LONGEST_PARAMETER = 100, 500  # what MLflow takes
+MLFLOW_SETTINGS = {  # where the user has set none: no long wait for a server, nothing told to its makers
+    "HTTP_REQUEST_MAX_RETRIES": "1",
+    "HTTP_REQUEST_TIMEOUT": "10",
+    "ALLOW_FILE_STORE": "true",
+    "DISABLE_TELEMETRY": "true",
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ def open_tensorboard(subject: Subject) -> Tracker:
 
 def open_wandb(subject: Subject) -> Tracker:
     """Offline unless the user is logged in and the server answers, or WANDB_MODE says otherwise."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     mode = os.environ.get("WANDB_MODE") or ("online" if is_wandb_ready() else "offline")
@@ -113,11 +120,7 @@ def is_wandb_ready() -> bool:
 
 def open_mlflow(subject: Subject) -> Tracker:
     """In MLFLOW_TRACKING_URI, where the user sets one, else in tracking/mlflow."""
-    for name, value in (
-        ("HTTP_REQUEST_MAX_RETRIES", "1"),
-        ("HTTP_REQUEST_TIMEOUT", "10"),
-        ("ALLOW_FILE_STORE", "true"),
-    ):
+    for name, value in MLFLOW_SETTINGS.items():
         os.environ.setdefault(f"MLFLOW_{name}", value)
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
@@ -207,7 +210,7 @@ def telling(kind: str, subject: Subject) -> Iterator[Callable[[Values, int], Non
 
 def told(
     results: Iterator[EpochResult], kind: str, subject: Subject, metric: str, earlier: Sequence[EpochResult]
-) -> Iterator[EpochResult]:
+) -> Generator[EpochResult, None, None]:
     """The results, each told after what the caller does with it; those of before an interruption come first."""
     with telling(kind, subject) as tell:
         for result in list(earlier):

@@ -88,7 +88,9 @@ def test_a_finished_file_is_kept_and_one_made_otherwise_is_refused(root, capsys)
     path = run(root)
     written = path.stat().st_mtime_ns
     run(root)
-    assert "already there, nothing to do" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "already there, nothing to do" in output
+    assert output.splitlines()[-1] == "next: python stack.py --embeddings embeddings.parquet"
     assert path.stat().st_mtime_ns == written
     with pytest.raises(UserError, match="made with image_size 32, now 48: make it anew with --overwrite"):
         run(root, image_size=48)

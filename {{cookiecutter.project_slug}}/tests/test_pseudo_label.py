@@ -212,7 +212,7 @@ def test_nothing_sure_enough_ends_the_loop_with_a_remedy_and_leaves_the_run_curr
     pseudo_label.main(overrides=["pseudo_threshold=0.95"], root=root)
     output = capsys.readouterr().out
     assert "no test row is sure enough in fold 0, 1, 2: the loop stops; lower the threshold" in output
-    assert "current run: baseline;" in output
+    assert "current run: baseline\n" in output
     assert content(root) == before
 
 
@@ -224,7 +224,7 @@ def test_a_round_that_gains_teaches_the_next_and_one_within_noise_stops_the_loop
     output = capsys.readouterr().out
     assert "beyond noise: kept" in output
     assert "within noise: rejected, baseline-p1 stays the current run" in output
-    assert "current run: baseline-p1; next: python submit.py --run baseline-p1" in output
+    assert "current run: baseline-p1\nnext: python submit.py --run baseline-p1\n" in output
     first, second = (verdict_of(root, f"baseline-p{number}") for number in (1, 2))
     assert (first["kept"], second["kept"]) == (True, False)
     assert (first["teachers"], second["teachers"]) == (["baseline"], ["baseline-p1"])

@@ -38,6 +38,12 @@ def test_a_constant_claim_errs_by_its_distance():
     assert found.error > found.noise
 
 
+def test_bins_count_by_their_rows():
+    probabilities = np.repeat([0.9, 0.1], [900, 100])
+    outcomes = np.concatenate([np.arange(900) < 810, np.ones(100, bool)])  # 90% of the first, all of the second
+    assert reliability(probabilities, outcomes).error == pytest.approx(0.1 * 0.9)
+
+
 def test_the_noise_is_what_19_of_20_calibrated_samples_stay_under():
     samples = [reliability(*calibrated(2000, seed)) for seed in range(400)]
     under = np.mean([sample.error <= sample.noise for sample in samples])

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from kfold.artifacts import Workspace
 from kfold.config import Competition, Config
@@ -23,6 +22,7 @@ from kfold.data.cache import Pixels
 from kfold.data.doubt import label_losses, most_doubtful
 from kfold.data.folds import Folds
 from kfold.data.loader import EpochOrder, Images, make_loader, read_batches
+from kfold.data.progress import with_bar
 from kfold.data.sampler import classes_of
 from kfold.data.targets import Targets
 from kfold.data.workers import workers_for
@@ -120,7 +120,7 @@ def predict_rows(
     images = Images(paths, targets, transform, card.image_size, read=read)
     order = EpochOrder(len(images), 2 * config.batch_size, False)
     loader = make_loader(images, order, workers_for(images, order, config.workers, device, between_batches), device)
-    batches = tqdm(read_batches(loader), "judge labels", len(loader), disable=None, leave=False)
+    batches = with_bar(read_batches(loader), "judge labels", len(images))
     model, precision = arrange(model.to(device), speed), speed.precision("as in training")
     logits = predict_logits(model, batches, [same], card, device, precision, None, between_batches)[0]
     return to_target_units(logits, card).numpy()

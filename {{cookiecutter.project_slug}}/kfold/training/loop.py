@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from kfold.data.loader import EpochOrder, read_batches
+from kfold.data.progress import image_bar, with_bar
 from kfold.model.freeze import freeze
 from kfold.model.weights import ModelCard
 from kfold.seeds import batch_seed
@@ -79,7 +80,9 @@ def fit(
         training.model.train()
         keep_frozen(training.model, recipe, training.epoch)
         restart_idle_counters(training.optimizer)
-        with epoch_bar(training, recipe, num_batches) as bar:
+        num_images = min(num_batches * order.batch_size, order.num_rows_of(training.epoch))
+        title = f"{fold_title(recipe)} epoch {training.epoch + 1}/{recipe.epochs}"
+        with image_bar(title, num_images, training.num_images) as bar:
             resumed = time.perf_counter() - training.train_seconds
             for batch in read_batches(train_batches, training.epoch, training.batch):
                 refuse_unreadable(batch)
@@ -87,11 +90,13 @@ def fit(
                 take_step(training, card, objective, batch, moment, device, precision)
                 training.batch += 1
                 training.train_seconds = time.perf_counter() - resumed
-                show(bar, training, moment.lr)
+                show(bar, training, moment.lr, len(batch.images))
                 between_batches()
         started, valid_loss, valid_score = time.perf_counter(), float("nan"), float("nan")
         if valid_batches is not None:
-            batches = read_batches(valid_batches)
+            batches = with_bar(
+                read_batches(valid_batches), f"{fold_title(recipe)} validation", len(valid_batches.dataset)
+            )
             logits = predict_logits(training.model, batches, [same], card, device, precision, None, between_batches)[0]
             targets = standardized(valid_batches.dataset.targets, card)
             valid_loss = choose_loss("auto", card.task)(logits, targets).mean().item()
@@ -154,14 +159,12 @@ def make_rate(recipe: Recipe, order: EpochOrder, training: Training) -> Callable
     return rate
 
 
-def epoch_bar(training: Training, recipe: Recipe, num_batches: int) -> tqdm:
-    where = f"fold {recipe.fold}" if recipe.fold >= 0 else "all data"
-    title = f"{where} epoch {training.epoch + 1}/{recipe.epochs}"
-    return tqdm(initial=training.batch, total=num_batches, desc=title, disable=None, leave=False)
+def fold_title(recipe: Recipe) -> str:
+    return f"fold {recipe.fold}" if recipe.fold >= 0 else "all data"
 
 
-def show(bar: tqdm, training: Training, lr: float) -> None:
-    bar.update()
+def show(bar: tqdm, training: Training, lr: float, num_images: int) -> None:
+    bar.update(num_images)
     if not bar.disable and training.batch % 10 == 0:  # reading the loss waits for the device
-        loss, speed = float(training.total_loss) / max(training.num_averaged, 1), training.num_images
-        bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, {speed / training.train_seconds:.0f} images/s")
+        loss = float(training.total_loss) / max(training.num_averaged, 1)
+        bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}")

@@ -37,7 +37,7 @@ th, td { padding: 0.25rem 0.7rem; text-align: left; border-bottom: 1px solid var
 .wrap { white-space: normal; min-width: 16rem; max-width: 40rem } .number { text-align: right }
 thead th { background: var(--band) } tbody th { font-weight: 600 } summary { cursor: pointer; padding: 0.3rem 0 }
 .pictures, .cards { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start }
-.pictures figure { margin: 0; max-width: min(100%, 36rem); overflow-x: auto }
+.pictures figure { margin: 0; max-width: min(100%, 35rem); overflow-x: auto }
 svg { max-width: 100%; height: auto; display: block }
 .wide svg { min-width: 34rem } svg text { font-family: system-ui, sans-serif }
 svg * { stroke-linejoin: round; stroke-linecap: butt }
@@ -127,11 +127,9 @@ def table(part: Table) -> str:
     """Scrolls sideways where it is too wide, also by keyboard; a long one is folded up."""
     if not part.rows:
         return f"<p>{text(part.caption)}</p>" if part.caption else ""
-    heads = "".join(
-        f'<th scope="col"{kind_of([row[place] for row in part.rows])}>{text(name)}</th>'
-        for place, name in enumerate(part.header)
-    )
-    rows = "".join(f"<tr>{''.join(cell(value, place) for place, value in enumerate(row))}</tr>" for row in part.rows)
+    kinds = [kind_of([row[place] for row in part.rows]) for place in range(len(part.header))]
+    heads = "".join(f'<th scope="col"{kind}>{text(name)}</th>' for name, kind in zip(part.header, kinds, strict=True))
+    rows = "".join(f"<tr>{cells(row, kinds)}</tr>" for row in part.rows)
     label = text(part.caption or f"Table of {part.header[0]}")
     body = (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>'
@@ -142,16 +140,19 @@ def table(part: Table) -> str:
     return (f'<p class="caption">{text(part.caption)}</p>' if part.caption else "") + body
 
 
-def cell(value: str, place: int) -> str:
-    kind = kind_of([value])
-    return f'<th scope="row"{kind}>{text(value)}</th>' if place == 0 else f"<td{kind}>{text(value)}</td>"
-
-
-def kind_of(cells: Sequence[str]) -> str:
-    """The class of cells: numbers stand right, long texts are broken."""
-    if all(value == "-" or is_number(value.strip("%+ ") or "text") for value in cells):
+def kind_of(column: Sequence[str]) -> str:
+    """The class of a column's cells: numbers stand right, long texts are broken."""
+    if all(value == "-" or is_number(value.strip("%+ ") or "text") for value in column):
         return ' class="number"'
-    return ' class="wrap"' if max(map(len, cells)) > 40 else ""
+    return ' class="wrap"' if max(map(len, column)) > 40 else ""
+
+
+def cells(row: Sequence[str], kinds: Sequence[str]) -> str:
+    """The first one is the row's head."""
+    heads = ['th scope="row"', *["td"] * (len(row) - 1)]
+    return "".join(
+        f"<{head}{kind}>{text(value)}</{head[:2]}>" for head, kind, value in zip(heads, kinds, row, strict=True)
+    )
 
 
 def gallery(part: Gallery) -> str:

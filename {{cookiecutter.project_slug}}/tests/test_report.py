@@ -137,7 +137,7 @@ def test_before_the_first_run_the_page_has_the_data_check(written, tmp_path, cap
 def test_findings_of_the_data_check_are_kept_also_those_that_stop_it(root, capsys):
     (root / "data" / "train_images" / "i007.png").write_bytes(b"no image")
     with pytest.raises(UserError):
-        make_folds.main(root=root, check_only=True)
+        make_folds.main(root=root, overwrite=True)
     report.main(root=root)
     found = section(root, "Data check")
     assert re.search(r"error data/train_images/i007\.png: ", found)

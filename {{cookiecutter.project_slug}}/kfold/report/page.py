@@ -41,7 +41,8 @@ thead th { background: var(--band) } tbody th { font-weight: 600 } summary { cur
 svg { max-width: 100%; height: auto; display: block }
 .wide svg { min-width: 34rem } svg text { font-family: system-ui, sans-serif }
 svg * { stroke-linejoin: round; stroke-linecap: butt }
-.cards figure { margin: 0; width: 9.5rem; font-size: 0.8rem } .cards figcaption span { display: block }
+.cards figure { margin: 0; width: clamp(6.4rem, 28%, 9.5rem); font-size: 0.8rem }
+.cards figcaption span { display: block }
 .cards img, .missing { width: 100%; height: 8rem; object-fit: contain; background: var(--band);
   image-rendering: auto; display: flex; align-items: center; justify-content: center; color: var(--quiet) }
 """.strip()

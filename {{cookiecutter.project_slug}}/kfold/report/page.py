@@ -22,7 +22,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --page: #111418; --text: #dfe3e8; --quiet: #9aa4af; --line: #333b44;
   --band: #1a1f25; --link: #79b8ff; --warn: #f0b060 } }
 * { box-sizing: border-box }
-body { margin: 0 auto; max-width: 76rem; padding: 1rem 1.2rem 4rem; background: var(--page); color: var(--text);
+body { margin: 0 auto; max-width: 84rem; padding: 1rem 1.2rem 4rem; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
 h1 { font-size: 1.6rem; margin: 0.5rem 0 } h2 { font-size: 1.25rem; margin: 0 0 0.6rem }
 a { color: var(--link) } :focus-visible { outline: 3px solid var(--link); outline-offset: 2px }
@@ -38,6 +38,7 @@ th, td { padding: 0.25rem 0.7rem; text-align: left; border-bottom: 1px solid var
 thead th { background: var(--band) } tbody th { font-weight: 600 } summary { cursor: pointer; padding: 0.3rem 0 }
 .pictures, .cards { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start }
 .pictures figure { margin: 0; max-width: min(100%, 35rem); overflow-x: auto }
+.pictures .full { max-width: 100% }
 svg { max-width: 100%; height: auto; display: block }
 .wide svg { min-width: 34rem } svg text { font-family: system-ui, sans-serif }
 svg * { stroke-linejoin: round; stroke-linecap: butt }
@@ -47,7 +48,8 @@ svg * { stroke-linejoin: round; stroke-linecap: butt }
   image-rendering: auto; display: flex; align-items: center; justify-content: center; color: var(--quiet) }
 """.strip()
 
-WIDE = 460  # points: a drawing that is wider scrolls sideways on a phone, its letters would be too small
+# In points: a drawing that is wider scrolls sideways on a phone, its letters would be too small; has a row for itself.
+WIDE, FULL = 460, 560
 
 
 def policy() -> str:
@@ -108,8 +110,9 @@ class Writer:
 
     def picture(self, picture: Picture) -> str:
         self.num_drawings += 1
-        wide = picture.figure.get_size_inches()[0] * 72 > WIDE
-        attributes = f' class="wide" tabindex="0" aria-label="{text(picture.alternative)}"' if wide else ""
+        points = picture.figure.get_size_inches()[0] * 72
+        kind = "wide full" if points > FULL else "wide"
+        attributes = f' class="{kind}" tabindex="0" aria-label="{text(picture.alternative)}"' if points > WIDE else ""
         return f"<figure{attributes}>{to_svg(picture.figure, picture.alternative, self.num_drawings)}</figure>"
 
 

@@ -133,7 +133,7 @@ def note_what_to_know(found: RunFound, workspace: Workspace, limit: int, num_fol
             if is_optimistic(workspace, run):
                 found.notes.append("optimistic")
         if found.verdict and not found.verdict.get("kept"):
-            found.notes.append("rejected round of pseudo-labels")
+            found.notes.append("rejected round")
         try:
             if not found.verdict:
                 refuse_rejected(workspace, run)  # one that is not judged

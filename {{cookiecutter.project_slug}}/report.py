@@ -32,7 +32,14 @@ from kfold.report.choices import choices_section, rounds_section
 from kfold.report.comparison import comparison_section, difference_line
 from kfold.report.curves import curves_section
 from kfold.report.details import detail_sections
-from kfold.report.leaderboard import Entry, leaderboard_section, make_entries, show, show_interval
+from kfold.report.leaderboard import (
+    Entry,
+    leaderboard_section,
+    make_entries,
+    remembering,
+    show,
+    show_interval,
+)
 from kfold.report.origins import check_section, environment_section, settings_section
 from kfold.report.page import page
 from kfold.report.public_scores import public_section
@@ -53,7 +60,7 @@ def main(runs: Sequence[str] = (), compare: Sequence[str] = (), root: Path = ROO
     facts = load_competition(workspace.competition_path)
     folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
     targets = competition.decode_targets(folds.table, facts)
-    metric, groups = competition.metric(facts), folds.group_or_none
+    metric, groups = remembering(competition.metric(facts)), folds.group_or_none
     names = workspace.begun_runs()
     refuse_unknown([*runs, *compare], names, workspace.runs_dir)
 
@@ -95,7 +102,7 @@ def main(runs: Sequence[str] = (), compare: Sequence[str] = (), root: Path = ROO
     print(f"{workspace.report_path}: {len(sections)} sections, {len(shown)} runs, in {seconds:.1f} s")
     if compare:
         print(difference_line(*shown, targets.values, groups, metric))
-    conclude(entries, baseline, metric)
+    conclude(entries, baseline, metric, detailed)
 
 
 # What to show
@@ -160,7 +167,7 @@ def read_check(workspace: Workspace) -> tuple[dict | None, str]:
         return None, workspace.without_root(str(error))
 
 
-def conclude(entries: Sequence[Entry], baseline: str, metric: Metric) -> None:
+def conclude(entries: Sequence[Entry], baseline: str, metric: Metric, detailed: Sequence[RunFound]) -> None:
     """Print the leaderboard, and what to do next."""
     rows = [("run", metric.name, "95% interval", f"minus {baseline}", "95% interval", "LB", "notes")]
     for entry in entries:
@@ -178,10 +185,10 @@ def conclude(entries: Sequence[Entry], baseline: str, metric: Metric) -> None:
             )
         )
     print(aligned(rows))
-    if not any(entry.scores for entry in entries):
+    if not detailed:
         print("next: python train.py --fold all")
         return
-    print(f"next: open report.html; after an upload: python report.py --log-lb {entries[0].run.name} SCORE")
+    print(f"next: open report.html; after an upload: python report.py --log-lb {detailed[0].name} SCORE")
 
 
 # Other commands

@@ -52,7 +52,7 @@ class Workspace:
 
     def without_root(self, text: str) -> str:
         """A message whose paths begin at the repository, for a page that goes to others."""
-        return text.replace(f"{self.root}/", "")
+        return text.replace(f"{self.root}/", "").replace(str(self.root), ".")
 
     @property
     def competition_path(self) -> Path:

@@ -4,6 +4,7 @@ import inspect
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from test_pipeline import prepare
@@ -65,6 +66,9 @@ def previewed(root, words, monkeypatch):
 )
 def test_every_image_of_the_preview_is_one_that_the_model_got(words, base, tmp_path, monkeypatch, capsys):
     root = shutil.copytree(base, tmp_path / "copy")
+    for path in (root / "data" / "train_images").iterdir():  # larger than what is trained on, so that `cache` matters
+        noise = np.random.default_rng(len(path.name)).integers(0, 60, (160, 120, 3))
+        cv2.imwrite(str(path), (cv2.resize(cv2.imread(str(path)), (120, 160)) // 2 + noise).astype(np.uint8))
     before = previewed(root, words, monkeypatch)
     assert "6 images as training sees them" in capsys.readouterr().out
     pixels, targets = given_to_the_model(root, [*words, "workers=2"], monkeypatch)

@@ -289,7 +289,7 @@ def test_a_contradiction_is_refused_with_its_reason(words, reason):
 def test_the_hash_follows_every_setting_that_trains_and_nothing_else():
     base = settings_hash(Config())
     changes = {key: settings_hash(Config().model_copy(update={key: "another"})) for key in Config.model_fields}
-    untrained = {"cache", "cache_folder", "workers", "save_minutes", "save_batches", "tta"}
+    untrained = {"cache", "cache_folder", "workers", "save_minutes", "save_batches", "tta", "tracker"}
     assert {key for key, changed in changes.items() if changed == base} == untrained
     assert len(base) == 64
 

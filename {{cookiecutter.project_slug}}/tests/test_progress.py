@@ -11,6 +11,7 @@ import predict
 import submit
 import train
 from kfold import intervals
+from kfold.data import progress
 from kfold.data.loader import Batch
 from kfold.data.progress import image_bar, with_bar
 
@@ -28,7 +29,10 @@ def batches():
 def test_a_bar_counts_images_and_leaves_the_batches_alone(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
+    bars = []
+    monkeypatch.setattr(progress, "image_bar", lambda *given: bars.append(image_bar(*given)) or bars[-1])
     assert [len(batch.images) for batch in with_bar(batches(), "fold 0", 19)] == [8, 8, 3]
+    assert bars[0].n == 19
     with image_bar("fold 0", 19, 8) as bar:
         assert "8/19" in str(bar)
     shown = terminal.getvalue()

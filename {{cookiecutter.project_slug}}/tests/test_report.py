@@ -29,8 +29,15 @@ from kfold.report.reading import RunFound, read_run
 ACCURACY = resolve_metric("accuracy", "multiclass")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        few_resamples(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(quick, tmp_path_factory):
     root = write_competition(tmp_path_factory.mktemp("written"), "multiclass", group=True)
     write_run(root, "baseline", 0.9)
     write_run(root, "better", 0.4, lr=0.123)
@@ -74,7 +81,7 @@ def test_the_best_run_comes_first_with_its_paired_difference(root, capsys):
     better, folds, targets = read(root, "better")
     baseline = read(root, "baseline")[0]
     value, low, high = paired_difference(ACCURACY, targets.values, better.oof, baseline.oof, folds.group_or_none)
-    assert f"{value:+.5f}  {low:+.5f} to {high:+.5f}" in lines[place + 2]
+    assert re.search(rf"{re.escape(f'{value:+.5f}')} +{re.escape(f'{low:+.5f} to {high:+.5f}')}", lines[place + 2])
     assert f"{value:+.5f} {low:+.5f} to {high:+.5f}" in section(root, "Leaderboard")
 
 
@@ -130,7 +137,7 @@ def test_before_the_first_run_the_page_has_the_data_check(written, tmp_path, cap
 def test_findings_of_the_data_check_are_kept_also_those_that_stop_it(root, capsys):
     (root / "data" / "train_images" / "i007.png").write_bytes(b"no image")
     with pytest.raises(UserError):
-        make_folds.main(root=root, check_only=True)
+        make_folds.main(root=root, overwrite=True)
     report.main(root=root)
     found = section(root, "Data check")
     assert re.search(r"error data/train_images/i007\.png: ", found)
@@ -224,8 +231,7 @@ def test_cross_validation_is_held_against_the_leaderboard_by_ranks(public, rank,
 # What the second level leaves
 
 
-def test_rounds_choices_blends_and_importance_of_real_runs_are_shown(tmp_path, monkeypatch, capsys):
-    few_resamples(monkeypatch)
+def test_rounds_choices_blends_and_importance_of_real_runs_are_shown(tmp_path, capsys):
     root = Path(shutil.copytree(finished_runs(), tmp_path / "real"))
     report.main(runs=["stack"], root=root)
     assert capsys.readouterr().err == ""

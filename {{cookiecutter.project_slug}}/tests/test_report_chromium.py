@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from finished_runs import few_resamples
 from written_runs import UNSAFE, write_competition, write_run
 
 import report
 
-BROWSER, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (BROWSER and DRIVER), reason="needs chromium and chromedriver (Debian: chromium, chromium-driver)"
 )
@@ -25,22 +27,27 @@ OF_TASK = {
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
+    webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     folder = tmp_path_factory.mktemp("profile")
     for word in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", f"user-data-dir={folder}"):
         options.add_argument(f"--{word}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     yield driver
     driver.quit()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        few_resamples(patch)
+        yield
+
+
 @pytest.fixture(scope="module", params=OF_TASK)
-def opened(request, browser, tmp_path_factory):
+def opened(request, browser, quick, tmp_path_factory):
     """(task, browser at the report of that task, what it logged, the addresses it asked for)."""
     task = request.param
     root = write_competition(tmp_path_factory.mktemp(task), task, group=task == "multiclass")
@@ -144,8 +151,11 @@ def test_in_the_dark_letters_and_lines_are_bright_on_dark(opened):
     script = """const n = c => c.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0) / 3;
         const t = [...document.querySelectorAll('p, td, svg text')].map(e =>
             n(e.closest('svg') ? getComputedStyle(e).fill : getComputedStyle(e).color));
-        return [n(getComputedStyle(document.body).backgroundColor), Math.min(...t)]"""
-    background, darkest = browser.execute_script(script)
+        const lines = [...document.querySelectorAll('svg path, svg use')].map(e => getComputedStyle(e).stroke);
+        const s = lines.filter(c => c.startsWith('rgb')).map(n);
+        return [n(getComputedStyle(document.body).backgroundColor), Math.min(...t), Math.min(...s)]"""
+    background, darkest, darkest_line = browser.execute_script(script)
     width(browser, 1200)
     assert background < 40
     assert darkest > 100
+    assert darkest_line > 60  # pure blue-green of the palette has 91, black 0

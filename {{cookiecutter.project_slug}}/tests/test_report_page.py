@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_report import root, written  # noqa: F401  fixtures
+from test_report import quick, root, written  # noqa: F401  fixtures
 from written_runs import UNSAFE
 
 import report
@@ -164,8 +164,8 @@ def test_white_letters_on_a_colour_stay_white_and_colours_stay():
 
 
 def test_a_dollar_in_a_label_is_no_formula_and_texts_stay_texts():
-    svg = to_svg(figure("$\\frac{a} $x_1$"), "", 1)
-    assert svg.count("$\\frac{a} $x_1$") == 4  # title, legend, two ticks
+    svg = to_svg(figure("$x_1$ a_b"), "", 1)
+    assert svg.count("$x_1$ a_b") == 4  # title, legend, two ticks
 
 
 def test_drawings_of_a_page_share_no_id():

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from kfold.report.leaderboard import show, show_interval
 from kfold.report.parts import Part, Section, Table, Text
 from kfold.report.reading import RunFound, to_number
@@ -31,17 +33,17 @@ def choices_section(runs: Sequence[RunFound]) -> Section:
 
 
 def choice_cells(row: Mapping[str, str]) -> list[str]:
-    number = {key: to_number(cell) for key, cell in row.items()}
-    has_gain = number["difference"] == number["difference"]
-    verdict = ", ".join(filter(None, [row["verdict"], "taken" if row["chosen"] == "True" else ""]))
+    """A line of choices.csv as people read it; where nothing was compared, it lacks the columns of differences."""
+    keys = ("score", "low", "high", "difference", "difference_low", "difference_high", "milliseconds")
+    score, low, high, gain, gain_low, gain_high, milliseconds = (to_number(row.get(key, "")) for key in keys)
     return [
         row["name"],
-        show(number["score"]),
-        show_interval(number["low"], number["high"]),
-        f"{number['difference']:+.5f}" if has_gain else "-",
-        show_interval(number["difference_low"], number["difference_high"], "+"),
-        f"{number['milliseconds']:.2f}",
-        verdict,
+        show(score),
+        show_interval(low, high),
+        "-" if np.isnan(gain) else f"{gain:+.5f}",
+        show_interval(gain_low, gain_high, "+"),
+        f"{milliseconds:.2f}",
+        ", ".join(filter(None, [row.get("verdict"), "taken" if row["chosen"] == "True" else ""])),
     ]
 
 

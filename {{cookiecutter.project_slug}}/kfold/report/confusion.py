@@ -89,7 +89,9 @@ def draw(
     colors = np.concatenate([np.broadcast_to(to_rgb(COLORS[0]), (*strengths.shape, 3)), strengths[..., None]], axis=2)
     axes.pcolormesh(np.arange(len(columns) + 1) - 0.5, np.arange(len(rows) + 1) - 0.5, colors)
     for row, column in np.argwhere(values):
-        axes.text(column, row, form.format(values[row, column]), ha="center", va="center", fontsize="x-small")
+        color = "white" if strengths[row, column] > 0.5 else "black"  # black is the page's own, bright on a dark one
+        said = form.format(values[row, column])
+        axes.text(column, row, said, color=color, ha="center", va="center", fontsize="small")
     axes.set_xticks(range(len(columns)), [shorten_label(name) for name in columns], rotation=90)
     axes.set_yticks(range(len(rows)), [shorten_label(name) for name in rows])
     axes.invert_yaxis()

@@ -17,7 +17,7 @@ def curves_section(runs: Sequence[RunFound], metric: str) -> Section:
     """A drawing of the losses and one of the metric for each run that has logs."""
     parts: list[Part] = []
     for run in runs:
-        logs = {number: log for number, log in run.logs.items() if len(log) and "train_loss" in log}
+        logs = {number: log for number, log in run.logs.items() if len(log)}
         if not logs:
             continue
         end = ", ".join(f"fold {number} {log['score'].iloc[-1]:.4f}" for number, log in logs.items())

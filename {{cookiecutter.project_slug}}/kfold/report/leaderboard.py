@@ -1,7 +1,8 @@
 """All runs in order of their out-of-fold score, each beside the baseline on the same rows."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,6 +27,19 @@ class Entry:
     def public_score(self) -> float:
         """On the competition's leaderboard; NaN where it is not known."""
         return to_number(self.ledger.get("leaderboard", ""))
+
+
+def remembering(metric: Metric) -> Metric:
+    """The same metric, which computes no score twice: intervals and differences of all runs use the same resamples."""
+    known: dict[bytes, float] = {}
+
+    def function(targets: np.ndarray, predictions: np.ndarray) -> float:
+        key = hashlib.sha256(targets.tobytes() + predictions.tobytes()).digest()
+        if key not in known:
+            known[key] = metric.function(targets, predictions)
+        return known[key]
+
+    return replace(metric, function=function)
 
 
 def make_entries(
@@ -79,7 +93,7 @@ def leaderboard_section(
         caption += f"; the difference from {baseline} is paired, on the rows that both predict"
     folds = sorted({number for entry in entries if entry.scores for number in entry.scores.by_fold})
     header = ["run", "pooled", "95% interval", f"minus {baseline or 'baseline'}", "95% interval", "verdict"]
-    header += [f"fold {number}" for number in folds] + ["minutes", "images/s", "LB", "notes"]
+    header += ["LB", "minutes", "images/s", "notes", *(f"fold {number}" for number in folds)]
     rows = [cells(entry, folds, metric, num_rows) for entry in entries]
     texts = [*lines, optimism_note([entry.run for entry in entries])]
     problems = [f"warning: {problem}" for entry in entries for problem in entry.run.problems]
@@ -97,9 +111,9 @@ def cells(entry: Entry, folds: Sequence[int], metric: Metric, num_rows: int) -> 
         value, low, high = difference
         gain = (f"{value:+.5f}", show_interval(low, high, "+"), verdict(metric, difference))
     of_folds = [show(scores.by_fold[number]) if scores and number in scores.by_fold else "-" for number in folds]
+    public = entry.ledger.get("leaderboard") or "-"
     cost = [entry.ledger.get("minutes") or minutes(entry.run), entry.ledger.get("images_per_second") or "-"]
-    return [entry.run.name, pooled, between, *gain, *of_folds, *cost, entry.ledger.get("leaderboard") or "-",
-            "; ".join(notes)]  # fmt: skip
+    return [entry.run.name, pooled, between, *gain, public, *cost, "; ".join(notes), *of_folds]
 
 
 def minutes(run: RunFound) -> str:

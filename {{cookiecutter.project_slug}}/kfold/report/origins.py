@@ -35,8 +35,8 @@ def settings_section(runs: Sequence[RunFound], defaults: Mapping[str, object]) -
     keys = list(dict.fromkeys([*defaults, *(key for run in trained for key in run.settings)]))
     rows = []
     for key in keys:
-        values = [show(run.settings.get(key, "")) for run in trained]
         default = show(defaults.get(key, ""))
+        values = [show(run.settings[key]) if key in run.settings else default for run in trained]
         if set(values) - {default}:
             rows.append((key, default, *values))
     if rows:

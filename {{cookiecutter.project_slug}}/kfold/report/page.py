@@ -22,14 +22,14 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --page: #111418; --text: #dfe3e8; --quiet: #9aa4af; --line: #333b44;
   --band: #1a1f25; --link: #79b8ff; --warn: #f0b060 } }
 * { box-sizing: border-box }
-body { margin: 0 auto; max-width: 76rem; padding: 1rem 1.2rem 4rem; background: var(--page); color: var(--text);
+body { margin: 0 auto; max-width: 84rem; padding: 1rem 1.2rem 4rem; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
 h1 { font-size: 1.6rem; margin: 0.5rem 0 } h2 { font-size: 1.25rem; margin: 0 0 0.6rem }
 a { color: var(--link) } :focus-visible { outline: 3px solid var(--link); outline-offset: 2px }
 .skip { position: absolute; left: -99rem } .skip:focus { position: static }
 header p, figcaption, .caption, summary { color: var(--quiet) } p { margin: 0.4rem 0; max-width: 60rem }
 p.warning { color: var(--warn); font-weight: 600 }
-nav ol { columns: 16rem; padding-left: 1.6rem; margin: 0.5rem 0 1rem }
+nav ol { columns: 17rem; column-gap: 2rem; padding-left: 1.6rem; margin: 0.5rem 0 1rem }
 section { border-top: 1px solid var(--line); padding: 1.2rem 0; scroll-margin-top: 0.5rem }
 .scroll { overflow-x: auto; max-width: 100%; margin: 0.6rem 0 }
 table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums }
@@ -37,15 +37,19 @@ th, td { padding: 0.25rem 0.7rem; text-align: left; border-bottom: 1px solid var
 .wrap { white-space: normal; min-width: 16rem; max-width: 40rem } .number { text-align: right }
 thead th { background: var(--band) } tbody th { font-weight: 600 } summary { cursor: pointer; padding: 0.3rem 0 }
 .pictures, .cards { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start }
-.pictures figure { margin: 0; max-width: 100%; overflow-x: auto } svg { max-width: 100%; height: auto; display: block }
+.pictures figure { margin: 0; max-width: min(100%, 35rem); overflow-x: auto }
+.pictures .full { max-width: 100% }
+svg { max-width: 100%; height: auto; display: block }
 .wide svg { min-width: 34rem } svg text { font-family: system-ui, sans-serif }
 svg * { stroke-linejoin: round; stroke-linecap: butt }
-.cards figure { margin: 0; width: 9.5rem; font-size: 0.8rem } .cards figcaption span { display: block }
+.cards figure { margin: 0; width: clamp(6.4rem, 28%, 9.5rem); font-size: 0.8rem }
+.cards figcaption span { display: block }
 .cards img, .missing { width: 100%; height: 8rem; object-fit: contain; background: var(--band);
   image-rendering: auto; display: flex; align-items: center; justify-content: center; color: var(--quiet) }
 """.strip()
 
-WIDE = 460  # points: a drawing that is wider scrolls sideways on a phone, its letters would be too small
+# In points: a drawing that is wider scrolls sideways on a phone, its letters would be too small; has a row for itself.
+WIDE, FULL = 460, 560
 
 
 def policy() -> str:
@@ -106,8 +110,9 @@ class Writer:
 
     def picture(self, picture: Picture) -> str:
         self.num_drawings += 1
-        wide = picture.figure.get_size_inches()[0] * 72 > WIDE
-        attributes = f' class="wide" tabindex="0" aria-label="{text(picture.alternative)}"' if wide else ""
+        points = picture.figure.get_size_inches()[0] * 72
+        kind = "wide full" if points > FULL else "wide"
+        attributes = f' class="{kind}" tabindex="0" aria-label="{text(picture.alternative)}"' if points > WIDE else ""
         return f"<figure{attributes}>{to_svg(picture.figure, picture.alternative, self.num_drawings)}</figure>"
 
 
@@ -126,8 +131,9 @@ def table(part: Table) -> str:
     """Scrolls sideways where it is too wide, also by keyboard; a long one is folded up."""
     if not part.rows:
         return f"<p>{text(part.caption)}</p>" if part.caption else ""
-    heads = "".join(f'<th scope="col">{text(name)}</th>' for name in part.header)
-    rows = "".join(f"<tr>{''.join(cell(value, place) for place, value in enumerate(row))}</tr>" for row in part.rows)
+    kinds = [kind_of([row[place] for row in part.rows]) for place in range(len(part.header))]
+    heads = "".join(f'<th scope="col"{kind}>{text(name)}</th>' for name, kind in zip(part.header, kinds, strict=True))
+    rows = "".join(f"<tr>{cells(row, kinds)}</tr>" for row in part.rows)
     label = text(part.caption or f"Table of {part.header[0]}")
     body = (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table>'
@@ -138,10 +144,19 @@ def table(part: Table) -> str:
     return (f'<p class="caption">{text(part.caption)}</p>' if part.caption else "") + body
 
 
-def cell(value: str, place: int) -> str:
-    kinds = {"number": is_number(value.strip("%+ ") or "-"), "wrap": len(value) > 40}
-    kind = next((f' class="{name}"' for name, holds in kinds.items() if holds), "")
-    return f'<th scope="row"{kind}>{text(value)}</th>' if place == 0 else f"<td{kind}>{text(value)}</td>"
+def kind_of(column: Sequence[str]) -> str:
+    """The class of a column's cells: numbers stand right, long texts are broken."""
+    if all(value == "-" or is_number(value.strip("%+ ") or "text") for value in column):
+        return ' class="number"'
+    return ' class="wrap"' if max(map(len, column)) > 40 else ""
+
+
+def cells(row: Sequence[str], kinds: Sequence[str]) -> str:
+    """The first one is the row's head."""
+    heads = ['th scope="row"', *["td"] * (len(row) - 1)]
+    return "".join(
+        f"<{head}{kind}>{text(value)}</{head[:2]}>" for head, kind, value in zip(heads, kinds, row, strict=True)
+    )
 
 
 def gallery(part: Gallery) -> str:

@@ -24,6 +24,8 @@ from kfold.runs import OPTIMISM, by_name, is_optimistic, refuse_rejected, refuse
 from kfold.seals import refuse_broken_seal
 from kfold.strict_yaml import read_yaml
 
+DRAWN = {"epoch", "train_loss", "valid_loss", "score", "lr"}  # columns of log.csv
+
 
 @dataclass
 class RunFound:
@@ -114,7 +116,10 @@ def read_log(found: RunFound, workspace: Workspace, number: int, manifest: Mappi
     if manifest is not None:
         artifacts.verify_files(path.parent, manifest, [path.name])
     if path.exists():
-        found.logs[number] = read_table(path).map(to_number)
+        log = read_table(path).map(to_number)
+        if missing := DRAWN - set(log):
+            raise UserError(f"{path}: damaged, it lacks {min(missing)}: train this fold again --overwrite")
+        found.logs[number] = log
 
 
 def note_what_to_know(found: RunFound, workspace: Workspace, limit: int, num_folds: int) -> None:
@@ -127,8 +132,11 @@ def note_what_to_know(found: RunFound, workspace: Workspace, limit: int, num_fol
         with found.collect():
             if is_optimistic(workspace, run):
                 found.notes.append("optimistic")
+        if found.verdict and not found.verdict.get("kept"):
+            found.notes.append("rejected round")
         try:
-            refuse_rejected(workspace, run)
+            if not found.verdict:
+                refuse_rejected(workspace, run)  # one that is not judged
             refuse_stale_stack(workspace, run)
         except UserError as error:
             found.notes += error.problems

@@ -47,7 +47,8 @@ def correlation_figure(table: pd.DataFrame) -> Figure:
     axes.pcolormesh(edges, edges, np.concatenate([np.where(strengths * 0 + values[..., None] < 0, negative, positive),
                                                   0.85 * strengths], axis=2))  # fmt: skip
     for row, column in np.ndindex(*values.shape):
-        axes.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize="small")
+        color = "white" if strengths[row, column, 0] > 0.5 else "black"
+        axes.text(column, row, f"{values[row, column]:.2f}", color=color, ha="center", va="center", fontsize="small")
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()

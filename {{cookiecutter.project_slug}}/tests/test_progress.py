@@ -1,6 +1,7 @@
 """Long work shows images and the time that is left, to somebody who looks on; each stage says what comes next."""
 
 import io
+import re
 
 import pytest
 import torch
@@ -84,7 +85,5 @@ def test_a_training_shows_images_of_each_epoch_and_of_its_validation(root, monke
     monkeypatch.setattr("sys.stderr", terminal)
     train.main(fold="0", overrides=["epochs=1", "batch_size=8"], name="shown", root=root)
     shown = terminal.getvalue()
-    assert "fold 0 epoch 1/1:" in shown
-    assert "0/40" in shown  # tqdm draws its last update only where a tenth of a second has passed
-    assert "fold 0 validation" in shown
-    assert "fold0 last" in shown
+    for title, num_images in (("fold 0 epoch 1/1", 40), ("fold 0 validation", 20), ("fold0 last", 20)):
+        assert re.search(rf"{title}: .*/{num_images} \[", shown)  # how far a bar came depends on the moment

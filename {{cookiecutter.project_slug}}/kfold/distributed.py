@@ -95,8 +95,10 @@ def together() -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or re.search(LOST, str(error))):
             raise
+        first_line = str(error).partition("\n")[0]
+        reason = first_line.partition("] ")[2].partition(". ")[0] or first_line or type(error).__name__
         raise UserError(
-            f"another process of this training ended ({str(error).splitlines()[0][-100:]}): see what it said, or "
+            f"another process of this training ended ({reason[:200]}): see what it said, or "
             f"torchrun's summary; the same command goes on from the last saved state"
         ) from None
     finally:

@@ -249,10 +249,15 @@ def test_a_state_of_two_processes_goes_on_with_another_number_and_each_row_is_se
 
 
 def test_after_a_kill_torchruns_restart_goes_on_and_ends_with_the_same_bytes(killed, calm):
-    root, output, errors = killed
+    root, output, _ = killed
     assert output.count("goes on from epoch") == 1
     assert output.count("forecast: ") >= 2
     assert fingerprint(root, "killed") == fingerprint(calm, "killed")
+
+
+def test_the_process_that_is_left_after_a_kill_says_so_in_one_line(killed):
+    (line,) = [line for line in killed[2].splitlines() if line.startswith("error: ")]
+    assert re.match(r"error: another process of this training ended \(.*Connection .*\): see what it said", line)
 
 
 def test_sigterm_to_torchrun_saves_tells_it_once_and_starts_nothing_again(killed):

@@ -28,10 +28,11 @@ from conftest import DEFAULTS, PROJECT, TEMPLATE, files_below, tracked_files
 from kfold import intervals
 from kfold.artifacts import Workspace
 from kfold.ensemble import gbdt
+from kfold.shards import Shard
 from kfold.verify import WRITTEN_BY_STAGES
 from test_bake import rendered
 
-PROGRAMS = r"(?:\S*/)?(?:python|make|pip|kaggle|cookiecutter|cd|git|pre-commit|sha256sum|torchrun)"
+PROGRAMS = r"(?:\S*/)?(?:python|make|pip|kaggle|cookiecutter|cd|git|pre-commit|sha256sum|torchrun|ray)"
 COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:{PROGRAMS} .+|\./pipeline\.sh.*)")
 NO_COMMAND = re.compile(r"\w+: .+|\S+(?:, \S+)?  +\S.*")  # a line of YAML; a file, and what it is
 SLUG = "digits-2026"
@@ -127,9 +128,7 @@ IN_ANOTHER_TEST = {
     "python predict.py --engine onnxruntime": "test_converted.py::test_a_converted_model_predicts_the_same_in_float32",
     "python train.py --fold 0 loss=poly1": "test_commands.py::test_a_loss_is_added_as_contributing_says",
     "torchrun --nproc-per-node 2 train.py --fold 0": RANKS,
-    "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint first-machine:29400 train.py --fold 0": (
-        RANKS
-    ),
+    "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint head:29400 train.py --fold 0": RANKS,
     "python import_run.py TEAMMATE_DIR": "test_import_run.py::test_runs_are_taken_over_verified_and_stacked",
     "python fan_out.py --configs baseline efficientnet_b0 --seeds 3": RAY_TASKS,
     "python fan_out.py --configs baseline efficientnet_b0 --folds all --seeds 3": RAY_TASKS,
@@ -147,6 +146,9 @@ OUT_OF_REACH = (  # a network is needed, or it is these tests themselves
     "pip install cookiecutter",
     "pip install kaggle",
     "pip install ray",
+    "pip install s3fs",
+    "ray start --head",
+    "ray start --address=<head>:6379",
     "pip install openvino",
     "pip install onnxruntime onnx",
     "pip install pytorch_optimizer",
@@ -407,7 +409,8 @@ def paths_of(member: str) -> list[str]:
     if isinstance(found, property):
         return [str(getattr(workspace, member).relative_to("/root"))]
     choices = {"run": ("baseline", "baseline-p1", "stack"), "fold": (0,), "kind": ("last",), "name": ("baseline",)}
-    choices |= {"rows": ("oof", "train"), "suffix": ("png",), "elsewhere": ("",)}
+    choices |= {"rows": ("oof", "train"), "suffix": ("png",), "elsewhere": ("",), "number": (1,), "table": ("blend",)}
+    choices |= {"shard": (Shard(3, 16),)}
     names = [name for name in found.__annotations__ if name != "return"]
     return [
         str(found(workspace, *values).relative_to("/root")) for values in product(*(choices[name] for name in names))

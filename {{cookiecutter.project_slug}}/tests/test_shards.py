@@ -311,7 +311,7 @@ def test_a_shard_that_does_not_fit_its_neighbours_is_named(change, problem, shar
     rewrite(shard_dir(sharded, Shard(2, 3)), change)
     ids = dict(enumerate(read_ids(sharded)))
     for row in (6, 7):
-        problem = problem.replace(f"{{{row}}}", ids[row])
+        problem = problem.replace("{" + str(row) + "}", ids[row])
     found = problems_of(sharded)
     assert any(problem in line for line in found), found
     assert all("fold0: " in line for line in found)

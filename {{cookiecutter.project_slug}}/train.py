@@ -276,10 +276,9 @@ def train_fold(
     model, card = make_network(rows, targets.names, facts.task, config, number, device, pixels)
     order: EpochOrder = train_batches.batch_sampler
     num_steps = order.steps_before(config.epochs)
-    of_process = share_of_batch(config)
-    speed, reason = choose_speed_together(
-        Fold(workspace, run, number, of_process, model, card, rows, teachers, num_steps, folds_left, device, stop)
-    )
+    facts_of_choice = (share_of_batch(config), model, card, rows, teachers, num_steps, folds_left, device, stop)
+    fold = Fold(workspace, run, number, *facts_of_choice, is_shared=num_processes() > 1)
+    speed, reason = choose_speed_together(fold)
     print(f"  speed: {speed} ({reason})")
     training, precision = make_training(model, config, speed, device), speed.precision(reason)
     recipe = make_recipe(config, number)

@@ -179,19 +179,21 @@ def of_first(value: Result) -> Result:
 def by_first(function: Callable[..., Result], *arguments) -> Result:
     """What the first process's call comes to, for all; a UserError or Interrupted, too. The others wait.
 
-    Meanwhile it has all cores of the machine.
+    Meanwhile it is alone, with all cores of the machine.
     """
+    global group
     if group.size == 1:
         return function(*arguments)
     result, problem = None, None
     if is_first():
-        share, os.environ["KFOLD_CORES"] = os.environ["KFOLD_CORES"], group.cores
+        everyone, share = group, os.environ["KFOLD_CORES"]
+        group, os.environ["KFOLD_CORES"] = ALONE, everyone.cores
         try:
             result = function(*arguments)
         except (UserError, Interrupted) as error:
             problem = error
         finally:
-            os.environ["KFOLD_CORES"] = share
+            group, os.environ["KFOLD_CORES"] = everyone, share
     result, problem = of_first((result, problem))
     if problem is not None:
         raise_together(problem)

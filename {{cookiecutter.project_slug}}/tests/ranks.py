@@ -22,6 +22,7 @@ from interrupted import StopAfter  # noqa: E402
 import train  # noqa: E402
 from kfold.distributed import by_first, rank, share, together  # noqa: E402
 from kfold.errors import Interrupted, UserError  # noqa: E402
+from kfold.setup import speed_measure  # noqa: E402
 from kfold.stopping import Stop  # noqa: E402
 from kfold.training import loop  # noqa: E402
 
@@ -37,10 +38,14 @@ RUNS = {  # of fold 0: 50 rows to train on, 25 to validate
     "statistics": ["lr=1e-7", "min_lr=1e-8"],
     "skipped": [*VIT, "lr=1e-9", "min_lr=1e-9", "epochs=4", "early_stopping=1"],
     "unreadable": [*VIT],
+    "measured": ["speed=auto", "workers=auto"],
     "resumed": ["epochs=3", "ema_decay=0.9", "drop_rate=0.2", "augment=medium", "save_batches=2"],
     "killed": ["epochs=8", "save_batches=1", "swa_from_epoch=7", "select=swa"],
 }  # fmt: skip
 RUNS["interrupted"] = RUNS["resumed"]
+
+
+speed_measure.SHORTEST = 0.0  # seconds of a training that is worth a measurement
 
 
 def words_of(root: Path, run: str) -> list[str]:

@@ -126,7 +126,18 @@ def several(base, killed):
     two, four = killed[0], copy_of(base, base.with_name("four"))
     calm = copy_of(base, base.with_name("calm"))
     copy_of(base, base.with_name("one"))
-    names = ("plain", "mixed", "frozen", "statistics", "skipped", "unreadable", "interrupted", "resumed", "killed")
+    names = (
+        "plain",
+        "mixed",
+        "frozen",
+        "statistics",
+        "skipped",
+        "unreadable",
+        "measured",
+        "interrupted",
+        "resumed",
+        "killed",
+    )
     on_two = [*(two / name for name in names), *(calm / name for name in ("resumed", "killed"))]
     said = on_ranks({2: on_two, 4: [four / name for name in ("plain", "mixed", "frozen", "resumed")]})
     return two, four, calm, said
@@ -212,6 +223,12 @@ def test_statistics_of_batch_norm_are_the_mean_over_the_shares(one, two):
     first = f"backbone.{first}.running_mean"  # later layers see what BatchNorm made of the shares
     torch.testing.assert_close(others[first], mine[first], rtol=1e-4, atol=1e-6)
     assert mine[first].abs().max() > 0.01
+
+
+def test_the_first_process_alone_measures_what_is_fastest_and_all_compute_so(two, several):
+    assert "timing steps on 8 random images of 32 px" in several[3]
+    (chosen,) = json.loads((two / "runs" / "measured" / "speed.json").read_text()).values()
+    assert json.loads((two / "runs" / "measured" / "fold0" / "manifest.json").read_text())["speed"] in str(chosen)
 
 
 def test_a_loss_that_is_not_finite_in_one_process_is_skipped_by_all_and_an_early_end_is_agreed(two):

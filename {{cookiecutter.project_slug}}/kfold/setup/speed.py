@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from kfold import speed_files
 from kfold.config import Config
-from kfold.distributed import by_first, num_processes
+from kfold.distributed import by_first
 from kfold.setup.speed_measure import LARGEST_SHARE, Fold, compile_estimate, describe_gain, is_sane, measure
 from kfold.setup.training import device_name
 from kfold.stopping import Stop
@@ -57,9 +57,9 @@ def plain(fold: Fold) -> tuple[Speed, str]:
 
 
 def choose_speed_together(fold: Fold) -> tuple[Speed, str]:
-    """The first process's choice, for all; fold: with the share of a batch that a process has."""
+    """The first process's choice, for all; fold: with what each has of a batch."""
     speed, reason = by_first(choose_speed, fold)
-    if num_processes() > 1 and speed.compiled:  # a state of one process goes on
+    if fold.is_shared and speed.compiled:  # a state of one process goes on
         return replace(speed, compiled=False), f"{reason}, not compiled in several processes"
     return speed, reason
 

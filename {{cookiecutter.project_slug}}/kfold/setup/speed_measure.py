@@ -15,7 +15,6 @@ from tqdm import tqdm
 from kfold.artifacts import Workspace
 from kfold.config import Config
 from kfold.data.loader import Batch
-from kfold.distributed import num_processes
 from kfold.model.weights import ModelCard
 from kfold.setup.batches import largest_size
 from kfold.setup.objective import make_objective
@@ -42,7 +41,8 @@ TURNS_NEEDED = 8  # of each way to compute: to check it, to warm up, three that 
 
 @dataclass(frozen=True)
 class Fold:
-    """What a choice is made for. num_steps: of the fold; folds_left: with this one."""
+    """What a choice is made for. num_steps: of the fold; folds_left: with this one; is_shared: by several processes,
+    of each of which config.batch_size is the share."""
 
     workspace: Workspace
     run: str
@@ -56,6 +56,7 @@ class Fold:
     folds_left: int
     device: torch.device
     stop: Stop
+    is_shared: bool = False
 
     @property
     def kind(self) -> str:
@@ -162,7 +163,7 @@ def compile_estimate(fold: Fold) -> float:
     chosen by timing round otherwise each time, and several processes hand over gradients as layers are done."""
     config = fold.config
     is_excluded = config.multi_scale or config.progressive or (config.deterministic and fold.device.type != "cpu")
-    is_excluded = is_excluded or num_processes() > 1
+    is_excluded = is_excluded or fold.is_shared
     return float("inf") if is_excluded else estimated_seconds(fold.model)
 
 

@@ -21,7 +21,7 @@ test: lint
 
 # The tests that count: kills, faults, damaged files, bad input, in the numbers of README's "What it survives".
 reliability: setup build/scikit-learn-1.6.1
-	RELIABILITY=full "$(VENV)/python" -m pytest -n 2 tests/test_answers.py
+	RELIABILITY=full "$(VENV)/python" -m pytest -n 2 tests/test_answers.py tests/test_commands.py
 	cd "$(PROJECT)" && RELIABILITY=full SKLEARN_161="$(CURDIR)/build/scikit-learn-1.6.1" OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
 		"$(VENV)/python" -m pytest -n 2 -p no:cacheprovider $$(cd "$(CURDIR)/$(PROJECT)" && grep -lE 'figures|FULL' tests/test_*.py)
 

@@ -134,6 +134,7 @@ def test_a_worker_that_is_killed_half_way_through_a_fold_changes_no_byte_of_it(c
     assert not list((root / "runs" / "killed").glob("fold*/output.log"))
 
 
+@pytest.mark.skipif(not FULL, reason="half a minute: only under RELIABILITY=full")
 def test_a_fold_of_a_lost_node_goes_on_elsewhere_from_what_was_stored(cluster, root, undisturbed, tmp_path, capsys):
     configure(root, "lost")
     folders = Path(os.environ["NODES"])
@@ -171,6 +172,7 @@ def raylet_of(node) -> int:
     return node.all_processes["raylet"][0].process.pid
 
 
+@pytest.mark.skipif(not FULL, reason="half a minute: only under RELIABILITY=full")
 def test_a_driver_that_is_killed_and_started_again_goes_on_and_its_fold_never_trains_twice(
     cluster, root, undisturbed, capsys
 ):

@@ -13,7 +13,7 @@ NAMES = ["a", "b", "c"]
 
 
 @pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
+def enough_resamples(monkeypatch):
     monkeypatch.setattr(intervals, "NUM_RESAMPLES_AT_MOST", 60)
     monkeypatch.setattr(intervals, "NUM_RESAMPLES_AT_LEAST", 60)
 

@@ -17,7 +17,7 @@ import demo_data
 import make_folds
 import predict
 import train
-from kfold import artifacts, inference, intervals, merging, prediction_files, predictions
+from kfold import artifacts, inference, merging, prediction_files, predictions
 from kfold.artifacts import ALL_DATA, Workspace
 from kfold.engines.inference import Inference
 from kfold.errors import UserError
@@ -30,14 +30,6 @@ NUM_TEST, BATCH = 13, 4  # test rows, in batches of twice the batch size of trai
 FOLDS = (0, 1, ALL_DATA)
 STAMPS = {"fold_stamp": "f", "config_hash": "c", "weights_sha256": "w", "task": "multiclass", "weights": "last",
           "tta": "none", "versions": "{}"}  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patched:
-        for name in ("NUM_RESAMPLES_AT_LEAST", "NUM_RESAMPLES_AT_MOST"):
-            patched.setattr(intervals, name, 3)
-        yield
 
 
 @pytest.fixture(scope="module")

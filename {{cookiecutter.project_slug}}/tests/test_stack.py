@@ -435,7 +435,10 @@ def test_run_again_it_does_nothing_and_after_a_change_it_says_what_changed(root,
     before = {path: path.stat().st_mtime_ns for path in (root / "runs" / "stack").rglob("*.parquet")}
     capsys.readouterr()
     stack.main(root=root)
-    assert capsys.readouterr().out == "stack stack: done before, of the same runs (--overwrite makes it again)\n"
+    done = (
+        "stack stack: done before, of the same runs (--overwrite makes it again)\nnext: python submit.py --run stack\n"
+    )
+    assert capsys.readouterr().out == done
     assert before == {path: path.stat().st_mtime_ns for path in before}
     add_run(root, "b", seed=9)
     stack.main(root=root)

@@ -122,6 +122,15 @@ def test_a_damaged_run_is_named_and_the_others_still_show(root, name, capsys):
     assert "Confusion: better" in texts(root)
 
 
+@pytest.mark.parametrize("row", ["x,1,1,1,1", ",,,,"])
+def test_a_damaged_log_that_no_manifest_vouches_for_is_named(root, row, capsys):
+    (root / "runs" / "better" / "fold1" / "manifest.json").unlink()
+    (root / "runs" / "better" / "fold1" / "log.csv").write_text(f"epoch,train_loss,valid_loss,score,lr\n{row}\n")
+    report.main(runs=["better"], root=root)
+    assert "warning: runs/better/fold1/log.csv: damaged, an epoch is no number" in capsys.readouterr().err
+    assert "up to epoch 3" in section(root, "Learning curves")
+
+
 def test_before_the_first_run_the_page_has_the_data_check(written, tmp_path, capsys):
     root = Path(
         shutil.copytree(

@@ -152,7 +152,7 @@ class Bench:
                 self.optimizers[speed.channels_last, speed.fused],
                 torch.amp.GradScaler(self.rig.device.type, enabled=speed.dtype == "float16"),
                 accumulate=self.rig.accumulate,
-                compiled=compiled_forward(model) if speed.compiled else None,
+                forward=compiled_forward(model) if speed.compiled else None,
             )
             self.trainings[speed] = training, self.rig.make_objective(model, speed)
         set_depthwise(model, speed.depthwise_float32)

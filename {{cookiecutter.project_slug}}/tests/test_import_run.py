@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from finished_runs import few_resamples, finished_runs
+from finished_runs import finished_runs
 from test_security import Runs
 
 import import_run
@@ -25,11 +25,6 @@ from kfold.errors import UserError
 from kfold.ledger import read_ledger
 from kfold.predictions import Predictions, read_predictions, write_predictions
 from kfold.seals import write_sealed
-
-
-@pytest.fixture(autouse=True)
-def few(monkeypatch):
-    few_resamples(monkeypatch)
 
 
 @pytest.fixture

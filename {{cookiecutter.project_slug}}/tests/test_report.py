@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from finished_runs import few_resamples, finished_runs
+from finished_runs import finished_runs
 from written_runs import write_competition, write_run
 
 import competition
@@ -29,15 +29,8 @@ from kfold.report.reading import RunFound, read_run
 ACCURACY = resolve_metric("accuracy", "multiclass")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with pytest.MonkeyPatch.context() as patch:
-        few_resamples(patch)
-        yield
-
-
 @pytest.fixture(scope="module")
-def written(quick, tmp_path_factory):
+def written(tmp_path_factory):
     root = write_competition(tmp_path_factory.mktemp("written"), "multiclass", group=True)
     write_run(root, "baseline", 0.9)
     write_run(root, "better", 0.4, lr=0.123)

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from finished_runs import few_resamples
 from written_runs import UNSAFE, write_competition, write_run
 
 import report
@@ -39,15 +38,8 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with pytest.MonkeyPatch.context() as patch:
-        few_resamples(patch)
-        yield
-
-
 @pytest.fixture(scope="module", params=OF_TASK)
-def opened(request, browser, quick, tmp_path_factory):
+def opened(request, browser, tmp_path_factory):
     """(task, browser at the report of that task, what it logged, the addresses it asked for)."""
     task = request.param
     root = write_competition(tmp_path_factory.mktemp(task), task, group=task == "multiclass")

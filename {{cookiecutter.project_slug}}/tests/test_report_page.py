@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_report import quick, root, written  # noqa: F401  fixtures
+from test_report import root, written  # noqa: F401  fixtures
 from written_runs import UNSAFE
 
 import report

@@ -133,7 +133,15 @@ def test_before_the_first_run_the_page_has_the_data_check(written, tmp_path, cap
     report.main(root=root)
     assert "no finished run" in section(root, "Leaderboard")
     assert "As of 20" in section(root, "Data check")
-    assert capsys.readouterr().out.splitlines()[-1] == "next: python train.py --fold all"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "next: python train.py --fold all"
+    assert not any(line.startswith("run ") for line in lines)  # no table without a row
+
+
+def test_a_data_check_that_is_none_is_named(root, capsys):
+    (root / "data_check.json").write_text('{"errors": 5}')
+    report.main(root=root)
+    assert "warning: data_check.json: damaged: run python make_folds.py --check" in section(root, "Data check")
 
 
 def test_findings_of_the_data_check_are_kept_also_those_that_stop_it(root, capsys):

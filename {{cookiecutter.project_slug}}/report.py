@@ -162,14 +162,17 @@ def read_scores(workspace: Workspace) -> tuple[dict[str, dict[str, str]], list[s
 def read_check(workspace: Workspace) -> tuple[dict | None, str]:
     """What the last data check found, and what is wrong with that file."""
     try:
-        return read_json(workspace.data_check_path), ""
+        found = read_json(workspace.data_check_path)
+        if found is not None and not all(isinstance(found.get(kind), list) for kind in ("errors", "warnings", "notes")):
+            raise UserError(f"{workspace.data_check_path}: damaged: run python make_folds.py --check again")
+        return found, ""
     except UserError as error:
         return None, workspace.without_root(str(error))
 
 
 def conclude(entries: Sequence[Entry], baseline: str, metric: Metric, detailed: Sequence[RunFound]) -> None:
     """Print the leaderboard, and what to do next."""
-    rows = [("run", metric.name, "95% interval", f"minus {baseline}", "95% interval", "LB", "notes")]
+    rows = [("run", metric.name, "95% interval", f"minus {baseline or 'baseline'}", "95% interval", "LB", "notes")]
     for entry in entries:
         scores, difference = entry.scores, entry.difference
         value, low, high = difference or (float("nan"),) * 3
@@ -184,7 +187,8 @@ def conclude(entries: Sequence[Entry], baseline: str, metric: Metric, detailed: 
                 one_line("; ".join(entry.run.notes)),
             )
         )
-    print(aligned(rows))
+    if entries:
+        print(aligned(rows))
     if not detailed:
         print("next: python train.py --fold all")
         return

@@ -115,6 +115,15 @@ def test_a_damaged_run_is_named_and_the_others_still_show(root, name, capsys):
     assert "Confusion: better" in texts(root)
 
 
+@pytest.mark.parametrize("row", ["x,1,1,1,1", ",,,,"])
+def test_a_damaged_log_that_no_manifest_vouches_for_is_named(root, row, capsys):
+    (root / "runs" / "better" / "fold1" / "manifest.json").unlink()
+    (root / "runs" / "better" / "fold1" / "log.csv").write_text(f"epoch,train_loss,valid_loss,score,lr\n{row}\n")
+    report.main(runs=["better"], root=root)
+    assert "warning: runs/better/fold1/log.csv: damaged, an epoch is no number" in capsys.readouterr().err
+    assert "up to epoch 3" in section(root, "Learning curves")
+
+
 def test_before_the_first_run_the_page_has_the_data_check(written, tmp_path, capsys):
     root = Path(
         shutil.copytree(
@@ -124,7 +133,15 @@ def test_before_the_first_run_the_page_has_the_data_check(written, tmp_path, cap
     report.main(root=root)
     assert "no finished run" in section(root, "Leaderboard")
     assert "As of 20" in section(root, "Data check")
-    assert capsys.readouterr().out.splitlines()[-1] == "next: python train.py --fold all"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "next: python train.py --fold all"
+    assert not any(line.startswith("run ") for line in lines)  # no table without a row
+
+
+def test_a_data_check_that_is_none_is_named(root, capsys):
+    (root / "data_check.json").write_text('{"errors": 5}')
+    report.main(root=root)
+    assert "warning: data_check.json: damaged: run python make_folds.py --check" in section(root, "Data check")
 
 
 def test_findings_of_the_data_check_are_kept_also_those_that_stop_it(root, capsys):

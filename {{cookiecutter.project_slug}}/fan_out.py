@@ -205,7 +205,7 @@ def sum_up(
         if workspace.trained_folds(run.name) == list(range(folds.num_folds)):
             rows = take_rows(folds, config.limit)
             targets = competition.decode_targets(rows.table, facts)
-            train.summarize(workspace, run.name, config, rows, targets, metric, run in trained)
+            train.summarize(workspace, run.name, facts, config, rows, targets, metric, run in trained)
 
 
 def judge(outcomes: Mapping[Task, Outcome], log_of: Callable[[Task], str], stop: Stop) -> None:

@@ -4,7 +4,8 @@ Command  python benchmarks/speed_auto.py          or --backbone resnet50 --size 
 Writes   nothing: the tables go to stdout, and from there into benchmarks/README.md
 
 For each network and size the choice is made first, as train.py makes it, then all combinations are timed in turns, a
-few steps each; a time is the median over the rounds. `choice / best` is 1 where nothing is faster than the choice.
+few steps each. Ratios are of the fastest turns, as those of the search are; beside them the medians over the rounds.
+`choice / best` is 1 where nothing is faster than the choice.
 """
 
 import argparse
@@ -50,15 +51,18 @@ def main(
         fold = make_fold(backbone, size, batch_size, num_steps, device)
         trials, _ = measure(fold)
         chosen = pick(trials, fold.num_steps).speed
-        times = time_grid(fold, rounds, with_compile)
+        turns = time_grid(fold, rounds, with_compile)
+        plain, medians = Speed(dtypes_of(fold.config, device)[0]), {s: statistics.median(t) for s, t in turns.items()}
+        times = {speed: min(taken) for speed, taken in turns.items()}
         best = min(times, key=times.get)
-        print("\n| way to compute | ms a step | plain / it | it / best |\n|---|---|---|---|")
+        print("\n| way to compute | ms a step | median | plain / it | it / best |\n|---|---|---|---|---|")
         for speed, seconds in sorted(times.items(), key=lambda item: item[1]):
-            plain = times[Speed(dtypes_of(fold.config, device)[0])] / seconds
             mark = " (chosen)" if speed == chosen else ""
-            print(f"| {speed}{mark} | {1000 * seconds:.1f} | {plain:.2f} | {seconds / times[best]:.2f} |")
+            ratios = f"{times[plain] / seconds:.2f} | {seconds / times[best]:.2f}"
+            print(f"| {speed}{mark} | {1000 * seconds:.1f} | {1000 * medians[speed]:.1f} | {ratios} |")
         if chosen in times:
-            print(f"\nchoice / best: {times[chosen] / times[best]:.3f}", flush=True)
+            by_median = medians[chosen] / min(medians.values())
+            print(f"\nchoice / best: {times[chosen] / times[best]:.3f}, by medians {by_median:.3f}", flush=True)
     print(f"\nat the end: {load()}")
 
 
@@ -87,8 +91,8 @@ def grid(fold: Fold, with_compile: bool) -> list[Speed]:
     return [replace(core, keep_memory=keep, compiled=comp, fused=fused) for keep, comp, fused, core in choices]
 
 
-def time_grid(fold: Fold, rounds: int, with_compile: bool) -> dict[Speed, float]:
-    """Seconds a step, the median over rounds; without what does not work here."""
+def time_grid(fold: Fold, rounds: int, with_compile: bool) -> dict[Speed, list[float]]:
+    """Seconds a step of each round; without what does not work here."""
     sample, turns = make_batch(fold, NUM_SANE_IMAGES), {}
     with trial_of(make_rig(fold), make_batch(fold, fold.config.batch_size), sample) as bench:
         for speed in grid(fold, with_compile):
@@ -100,7 +104,7 @@ def time_grid(fold: Fold, rounds: int, with_compile: bool) -> dict[Speed, float]
         for _ in range(rounds):
             for speed in turns:
                 turns[speed].append(bench.turn(speed))
-    return {speed: statistics.median(taken) for speed, taken in turns.items()}
+    return turns
 
 
 if __name__ == "__main__":

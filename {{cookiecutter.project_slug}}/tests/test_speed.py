@@ -44,7 +44,7 @@ from kfold.training.speed import (
     set_depthwise,
     start_with,
 )
-from kfold.training.speed_search import LARGEST_GAIN, Timer, Trial, Unfit, combinations, pick, search
+from kfold.training.speed_search import LARGEST_GAIN, Timer, Trial, Unfit, combinations, pick, race, search
 from kfold.training.speed_trial import Rig, random_batch, trial_of
 from kfold.training.state import Training
 from kfold.training.step import Moment
@@ -65,8 +65,9 @@ CARD = ModelCard(
 def test_the_choice_is_within_5_percent_of_the_best_combination(data):
     """Costs of format, layout and depthwise format are any; what a later switch saves hardly depends on the rest."""
     factor, hardly = st.floats(0.2, 5.0), st.floats(0.995, 1.005)
-    first = combinations(["float32", "bfloat16"], has_depthwise=True, has_convolutions=True)
-    cost = {speed: data.draw(factor) for speed in first}
+    keeps = data.draw(st.booleans())
+    first = combinations(["float32", "bfloat16"], has_depthwise=True, has_convolutions=True, keep_memory=keeps)
+    cost = {replace(speed, keep_memory=False): data.draw(factor) for speed in first}
     compiled = {dtype: data.draw(st.floats(1 / LARGEST_GAIN, 5.0)) for dtype in ("float32", "bfloat16")}
     saved = {switch: data.draw(st.floats(0.5, 1.5)) for switch in ("fused", "keep_memory")}
     num_steps, compile_seconds = data.draw(st.integers(10, 10_000)), data.draw(st.floats(0.1, 50.0))
@@ -87,12 +88,15 @@ def test_the_choice_is_within_5_percent_of_the_best_combination(data):
     trials, is_complete = search(first, list(saved), compile_seconds, num_steps, timer)
     chosen = pick(trials, num_steps)
     is_tried = any(trial.speed.compiled for trial in trials)
-    fastest = {dtype: min((s for s in first if s.dtype == dtype), key=cost.get) for dtype in compiled}
-    cores = [*first, *(replace(speed, compiled=True) for speed in fastest.values() if is_tried)]
+    fastest = {dtype: min((s for s in cost if s.dtype == dtype), key=cost.get) for dtype in compiled}
+    cores = [*cost, *(replace(speed, compiled=True) for speed in fastest.values() if is_tried)]
     grid = [replace(core, fused=f, keep_memory=k) for core in cores for f in (False, True) for k in (False, True)]
     true_cost = {s: seconds(s) + (compile_seconds / num_steps if s.compiled else 0) for s in grid}
     assert true_cost[chosen.speed] <= 1.05 * min(true_cost.values())
     assert is_complete
+    assert trials[0].speed == Speed()
+    assert trials[0].seconds == pytest.approx(cost[Speed()], rel=0.02)
+    assert len({trial.speed for trial in trials}) == len(trials)
 
 
 def test_slow_ways_are_not_timed_again_and_a_search_ends_in_time():
@@ -113,6 +117,23 @@ def test_slow_ways_are_not_timed_again_and_a_search_ends_in_time():
     assert pick(trials, 100).speed == Speed()
     assert not is_complete
     assert all("no time" in trial.note for trial in trials[1:])
+
+
+def test_a_slow_moment_of_the_machine_does_not_decide():
+    """Turns are lengthened at random, a third of them to twice."""
+    noise = np.random.default_rng(0)
+    first = combinations(["float32", "bfloat16"], True, True, keep_memory=True)
+    cost = {speed: 1.0 + 0.2 * place for place, speed in enumerate(reversed(first))}
+    timer = Timer(lambda speed: 0.0, lambda speed: cost[speed] * noise.choice([1.0, 1.0, 2.0]), lambda: 0.0)
+    found = [min(race(first, replace(timer, time_left=lambda: 1e9)), key=lambda t: t.cost(100)) for _ in range(50)]
+    assert [trial.speed for trial in found].count(first[-1]) >= 45
+
+
+def test_memory_is_kept_only_where_that_saves_time():
+    for share, wanted in ((0.9, Speed(keep_memory=True)), (1.0, Speed()), (1.2, Speed())):
+        timer = Timer(lambda s: 0.0, lambda speed, share=share: share if speed.keep_memory else 1.0, lambda: 1e9)
+        trials, _ = search([Speed(keep_memory=True)], ["keep_memory"], float("inf"), 100, timer)
+        assert pick(trials, 100).speed == wanted, share
 
 
 def test_there_is_time_for_the_optimizer_even_where_formats_could_use_it_all():
@@ -144,7 +165,7 @@ def test_compiling_must_repay_its_cost():
 
 
 @given(st.floats(0, 1e6))
-def test_measuring_takes_at_most_20_s_or_2_percent(forecast):
+def test_measuring_takes_at_most_30_s_or_2_percent(forecast):
     assert time_for(forecast) <= max(LEAST_SECONDS, LARGEST_SHARE * forecast)
     assert time_for(forecast) <= 0.2 * forecast
 

@@ -33,10 +33,10 @@ from kfold.training.speed_search import Timer, Trial, Unfit, combinations, searc
 from kfold.training.speed_trial import NUM_SANE_IMAGES, Bench, Rig, random_batch, trial_of
 from kfold.training.state import Averages
 
-LEAST_SECONDS, LARGEST_SHARE = 20.0, 0.02  # of the forecast: what measuring may take
+LEAST_SECONDS, LARGEST_SHARE = 30.0, 0.02  # of the forecast: what measuring may take
 SHORTEST = 30.0  # seconds of a training that is worth it
-SHARE_OF_SHORT = 0.2  # of the forecast of a short training, where 20 s would be more than they can save
-TURNS_NEEDED = 8  # of each way to compute: to check it, to warm up, three that count, and as many to compare with
+SHARE_OF_SHORT = 0.2  # of the forecast of a short training, where 30 s would be more than they can save
+TURNS_NEEDED = 10  # of each way to compute: to check it, to warm up, five that count, and some to compare with
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,17 @@ def measure(fold: Fold) -> tuple[list[Trial], bool]:
     config, device = fold.config, fold.device
     has_convolutions = any(isinstance(module, nn.Conv2d) for module in fold.model.modules())
     has_depthwise = device.type == "cpu" and any(is_depthwise(module) for module in fold.model.modules())
-    first = combinations(dtypes_of(config, device), has_depthwise, has_convolutions)
-    switches = ["fused"] if config.optimizer in FUSED else []
-    switches += ["keep_memory"] if device.type == "cpu" and can_keep_freed_memory() else []
+    can_keep = device.type == "cpu" and can_keep_freed_memory()
+    first = combinations(dtypes_of(config, device), has_depthwise, has_convolutions, can_keep)
+    switches = (["fused"] if config.optimizer in FUSED else []) + (["keep_memory"] if can_keep else [])
+    plain = plain_speed(config.precision, device)
     sample = make_batch(fold, NUM_SANE_IMAGES)
     with trial_of(make_rig(fold), sample, sample) as bench:
-        seconds = bench.seconds_an_image(first[0]) * config.batch_size
+        seconds = bench.seconds_an_image(plain) * config.batch_size
     forecast = seconds * fold.num_steps * fold.folds_left
     if forecast < SHORTEST:
         print(f"  speed: a training of about {describe_seconds(forecast)} is too short to measure what is fastest")
-        return [Trial(first[0], seconds)], False
+        return [Trial(plain, seconds)], False
     budget, num_turns = time_for(forecast), TURNS_NEEDED * (len(first) + len(switches))
     num_images = config.batch_size
     if seconds * num_turns > budget:  # smaller batches rank the same, but on a device that waits for Python

@@ -32,18 +32,12 @@ from kfold.report.choices import choices_section, rounds_section
 from kfold.report.comparison import comparison_section, difference_line
 from kfold.report.curves import curves_section
 from kfold.report.details import detail_sections
-from kfold.report.leaderboard import (
-    Entry,
-    leaderboard_section,
-    make_entries,
-    remembering,
-    show,
-    show_interval,
-)
+from kfold.report.leaderboard import Entry, leaderboard_section, make_entries, remembering
 from kfold.report.origins import check_section, environment_section, settings_section
 from kfold.report.page import page
 from kfold.report.public_scores import public_section
 from kfold.report.reading import RunFound, read_json, read_run
+from kfold.report.scores import show, show_interval
 from kfold.report.second_level import blending_section
 from kfold.report.spreadsheet import is_number
 from kfold.report.tables import aligned
@@ -181,7 +175,7 @@ def conclude(entries: Sequence[Entry], baseline: str, metric: Metric, detailed: 
                 entry.run.name,
                 show(scores.pooled) if scores else "-",
                 show_interval(scores.low, scores.high) if scores else "-",
-                f"{value:+.5f}" if difference else "-",
+                show(value, "+"),
                 show_interval(low, high, "+"),
                 entry.ledger.get("leaderboard") or "-",
                 one_line("; ".join(entry.run.notes)),

@@ -21,6 +21,7 @@ from kfold.errors import UserError
 from kfold.intervals import FoldScores, score_folds
 from kfold.ledger import check_ledger, read_ledger
 from kfold.predictions import Predictions
+from kfold.report.spreadsheet import to_number
 from kfold.runs import refuse_stale_stack
 from kfold.seals import FILE_NAME, check_seals
 from kfold.settings import Settings, build_settings
@@ -203,10 +204,3 @@ def compare_round(found: Found, workspace: Workspace, run: str) -> None:
     files = [(artifacts.read_manifest(workspace.fold_dir(run, k)) or {}) for k in range(len(compared))]
     if compared != [manifest.get("files", {}).get("oof.parquet", {}).get("sha256", "") for manifest in files]:
         found.notes.append(f"{path}: judged by other predictions than those of now: run pseudo_label.py again")
-
-
-def to_number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")

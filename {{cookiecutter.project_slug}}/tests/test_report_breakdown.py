@@ -52,7 +52,7 @@ def test_the_interval_of_a_class_is_the_bootstraps_of_the_repository():
 
     low, high = bootstrap_interval(Metric("f1", f1_of_b, True, "labels"), targets, predictions, groups)
     rows = {row[0]: row for row in class_section("multiclass", targets, predictions, NAMES, groups).parts[0].rows}
-    assert rows["b"][5] == f"{low:.4f} to {high:.4f}"
+    assert rows["b"][5] == f"{low:.5f} to {high:.5f}"
 
 
 def test_few_rows_are_said_and_an_absent_class_has_dashes():

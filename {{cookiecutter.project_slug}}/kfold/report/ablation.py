@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 
 from kfold.ablation import LEVEL, Effect, holm
+from kfold.report.scores import show, show_interval
+from kfold.report.tables import aligned
 
 FAILED = "failed"
 
@@ -96,17 +98,15 @@ def cells(outcome: Outcome) -> tuple[str, str, str, str, str]:
     if outcome.effect is None:
         return outcome.switch, "", "", FAILED, ""
     effect = outcome.effect
-    interval = f"{effect.low:+.5f} to {effect.high:+.5f}"
-    return outcome.switch, f"{effect.gain:+.5f}", interval, effect.verdict, f"x{outcome.cost:.2f}"
+    interval = show_interval(effect.low, effect.high, "+")
+    return outcome.switch, show(effect.gain, "+"), interval, effect.verdict, f"x{outcome.cost:.2f}"
 
 
 def terminal_table(found: Ablation) -> str:
     """The table and what to know of it, as aligned text."""
     header = ("switch", "gain", "95% interval", "verdict", "time")
-    lines = [header, *map(cells, found.outcomes)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([describe(found), *table, *notes(found)])
+    table = aligned([header, *map(cells, found.outcomes)])
+    return "\n".join([describe(found), table, *notes(found)])
 
 
 def markdown(found: Ablation) -> str:

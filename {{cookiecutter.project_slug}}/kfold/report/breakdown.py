@@ -8,6 +8,7 @@ import pandas as pd
 from kfold.intervals import bootstrap_interval, percentiles, resamples
 from kfold.metrics import THRESHOLD, Metric
 from kfold.report.parts import Section, Table
+from kfold.report.scores import show, show_interval
 
 FEW_ROWS = 20  # a share of so few is only good to about 0.2
 MOST_CLASSES = 200  # in the table
@@ -35,8 +36,8 @@ def class_section(
         right, true, called = (int(part[column]) for part in found)
         between = percentiles([float(resampled[column]) for resampled in of_resamples])
         few = "few" if true < FEW_ROWS else ""
-        shares = ratio(right, called), ratio(right, true), number(scores[column])
-        rows.append((names[column], str(true), *shares, interval(between), few))
+        shares = share(right, called), share(right, true), show(scores[column])
+        rows.append((names[column], str(true), *shares, show_interval(*between), few))
     left_out = f" The {len(order)} of {len(names)} with the lowest F1." if len(order) < len(names) else ""
     caption = f"{INTERVALS} of all {unit(groups)}. {FEW}{left_out}"
     header = ("class", "rows", "precision", "recall", "F1", "95% of F1", "")
@@ -77,7 +78,7 @@ def group_section(
         rows = rows_of[name]
         between = bootstrap_interval(metric, targets[rows], predictions[rows])
         few = "few" if len(rows) < FEW_ROWS else ""
-        cells.append((str(name), str(len(rows)), number(scores[name]), interval(between), few))
+        cells.append((str(name), str(len(rows)), show(scores[name]), show_interval(*between), few))
     sizes = [len(rows) for rows in rows_of.values()]
     few = sum(size < FEW_ROWS for size in sizes)
     caption = f"{len(sizes)} in all, {few} of them with under {FEW_ROWS} rows. {INTERVALS} of the rows of each. {FEW}"
@@ -94,7 +95,7 @@ def target_section(
     for column, name in enumerate(names):
         one = targets[:, [column]], predictions[:, [column]]
         between = bootstrap_interval(metric, *one, groups)
-        cells.append((name, number(metric.function(*one)), interval(between)))
+        cells.append((name, show(metric.function(*one)), show_interval(*between)))
     caption = f"{INTERVALS} of all {unit(groups)}."
     return Section("Scores of each target", [Table(("target", metric.name, "95%"), cells, caption)])
 
@@ -103,14 +104,5 @@ def unit(groups: np.ndarray | None) -> str:
     return "rows" if groups is None else "groups"
 
 
-def number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.4f}"
-
-
-def ratio(part: int, whole: int) -> str:
-    return f"{part / whole:.4f}" if whole else "-"
-
-
-def interval(between: tuple[float, float]) -> str:
-    low, high = between
-    return "-" if np.isnan(low) else f"{low:.4f} to {high:.4f}"
+def share(part: int, whole: int) -> str:
+    return show(part / whole if whole else np.nan)

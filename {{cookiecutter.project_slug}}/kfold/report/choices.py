@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from kfold.report.leaderboard import show, show_interval
 from kfold.report.parts import Part, Section, Table, Text
-from kfold.report.reading import RunFound, to_number
+from kfold.report.reading import RunFound
+from kfold.report.scores import show, show_interval
+from kfold.report.spreadsheet import to_number
 
 HEADS = {"weights": "weights (EMA, SWA, snapshots)", "tta": "views at test time"}
 
@@ -40,7 +39,7 @@ def choice_cells(row: Mapping[str, str]) -> list[str]:
         row["name"],
         show(score),
         show_interval(low, high),
-        "-" if np.isnan(gain) else f"{gain:+.5f}",
+        show(gain, "+"),
         show_interval(gain_low, gain_high, "+"),
         f"{milliseconds:.2f}",
         ", ".join(filter(None, [row.get("verdict"), "taken" if row["chosen"] == "True" else ""])),
@@ -83,7 +82,7 @@ def round_cells(run: RunFound) -> list[str]:
         str(verdict.get("threshold", "?")),
         show(numbers["before"]),
         show(numbers["after"]),
-        f"{numbers['difference']:+.5f}",
+        show(numbers["difference"], "+"),
         show_interval(numbers["low"], numbers["high"], "+"),
         "kept" if verdict.get("kept") else "rejected",
     ]

@@ -5,9 +5,10 @@ import numpy as np
 from kfold.config import Task
 from kfold.intervals import verdict
 from kfold.metrics import Metric, decide
-from kfold.report.leaderboard import compare_runs, show, show_interval
+from kfold.report.leaderboard import compare_runs
 from kfold.report.parts import Part, Section, Table, Text
 from kfold.report.reading import RunFound
+from kfold.report.scores import show, show_interval
 
 
 def comparison_section(
@@ -29,7 +30,7 @@ def comparison_section(
     for number in np.unique(fold[rows]):
         inside = rows & (fold == number)
         a, b = (metric.function(targets[inside], run.oof[inside]) for run in (one, other))
-        lines.append((f"fold {number}", str(inside.sum()), show(a), show(b), f"{a - b:+.5f}"))
+        lines.append((f"fold {number}", str(inside.sum()), show(a), show(b), show(a - b, "+")))
     parts.append(Table(("", "rows", one.name, other.name, "difference"), lines, f"{metric.name}, fold by fold"))
     if task in ("multiclass", "binary"):
         truth, a, b = (decide(task, values[rows]) for values in (targets, one.oof, other.oof))

@@ -9,7 +9,9 @@ import numpy as np
 from kfold.intervals import FoldScores, paired_difference, score_folds, verdict
 from kfold.metrics import Metric
 from kfold.report.parts import Part, Section, Table, Text
-from kfold.report.reading import RunFound, optimism_note, to_number
+from kfold.report.reading import RunFound, optimism_note
+from kfold.report.scores import show, show_interval
+from kfold.report.spreadsheet import to_number
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def cells(entry: Entry, folds: Sequence[int], metric: Metric, num_rows: int) -> 
     gain = ("-", "-", "-")
     if difference is not None:
         value, low, high = difference
-        gain = (f"{value:+.5f}", show_interval(low, high, "+"), verdict(metric, difference))
+        gain = (show(value, "+"), show_interval(low, high, "+"), verdict(metric, difference))
     of_folds = [show(scores.by_fold[number]) if scores and number in scores.by_fold else "-" for number in folds]
     public = entry.ledger.get("leaderboard") or "-"
     cost = [entry.ledger.get("minutes") or minutes(entry.run), entry.ledger.get("images_per_second") or "-"]
@@ -119,11 +121,3 @@ def cells(entry: Entry, folds: Sequence[int], metric: Metric, num_rows: int) -> 
 def minutes(run: RunFound) -> str:
     """Of the folds that are done, for a run that has no row in the ledger yet."""
     return f"{sum(manifest.get('minutes', 0) for manifest in run.manifests.values()):.2f}" if run.manifests else "-"
-
-
-def show(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.5f}"
-
-
-def show_interval(low: float, high: float, sign: str = "") -> str:
-    return "-" if np.isnan(low) else f"{low:{sign}.5f} to {high:{sign}.5f}"

@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 
 from kfold.metrics import METRICS, Metric
 from kfold.report.drawing import COLORS, GREY, finish, make_axes
-from kfold.report.leaderboard import Entry, show
+from kfold.report.leaderboard import Entry
 from kfold.report.parts import Part, Picture, Section, Table, Text
+from kfold.report.scores import show
 
 LEAST_RUNS = 3  # two points always lie on a line
 HOW = "python report.py --log-lb RUN SCORE records a leaderboard score"
@@ -29,7 +30,7 @@ def public_section(entries: Sequence[Entry], baseline: str, metric: Metric) -> S
         if not rank > 0:
             said = f"warning: {said} Cross-validation does not order the runs as the leaderboard does."
     rows = [
-        (entry.run.name, show(entry.scores.pooled), f"{entry.public_score:.5f}", f"{gap:+.5f}")
+        (entry.run.name, show(entry.scores.pooled), show(entry.public_score), show(gap, "+"))
         for entry, gap in zip(known, public - cv, strict=True)
     ]
     parts += [

@@ -19,7 +19,7 @@ from kfold.config import Task
 from kfold.data.folds import Folds, take_rows
 from kfold.data.targets import Targets
 from kfold.errors import UserError
-from kfold.report.spreadsheet import unguard
+from kfold.report.spreadsheet import to_number, unguard
 from kfold.runs import OPTIMISM, by_name, is_optimistic, refuse_rejected, refuse_stale_stack
 from kfold.seals import refuse_broken_seal
 from kfold.strict_yaml import read_yaml
@@ -184,11 +184,3 @@ def read_table(path: Path) -> pd.DataFrame:
     except (ValueError, pd.errors.ParserError):
         raise UserError(f"{path}: damaged, not a table: run its stage again with --overwrite") from None
     return table.map(unguard)
-
-
-def to_number(cell: str) -> float:
-    """NaN for an empty cell, or one that holds no number."""
-    try:
-        return float(cell)
-    except ValueError:
-        return float("nan")

@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 
 from kfold.ensemble.stack_files import error_correlation
 from kfold.report.drawing import COLORS, finish, make_axes
-from kfold.report.leaderboard import show, show_interval
 from kfold.report.parts import Part, Picture, Section, Table, Text
 from kfold.report.pictures import importance_figure, shorten_label
-from kfold.report.reading import RunFound, to_number
+from kfold.report.reading import RunFound
+from kfold.report.scores import show, show_interval
+from kfold.report.spreadsheet import to_number
 
 IMPORTANCE_WIDTH = 6.2  # inches
 
@@ -89,7 +90,7 @@ def blend_cells(row: Mapping[str, str], method: str) -> list[str]:
         row["kind"],
         show(number["nested"]),
         show_interval(number["low"], number["high"]),
-        "-" if np.isnan(gain) else f"{gain:+.5f}",
+        show(gain, "+"),
         show_interval(low, high, "+"),
         show(number.get("optimistic", np.nan)),
         "taken" if row["name"] == method else "",

@@ -37,3 +37,11 @@ def is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def to_number(cell: str) -> float:
+    """What a stage wrote as a number, `inf` among them; NaN for an empty cell, or one that holds no number."""
+    try:
+        return float(cell)
+    except ValueError:
+        return float("nan")

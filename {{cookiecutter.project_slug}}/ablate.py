@@ -38,6 +38,7 @@ from kfold.data.targets import Targets
 from kfold.errors import UserError, run_stage
 from kfold.files import file_sha256, locked
 from kfold.metrics import Metric
+from kfold.numbers import whole
 from kfold.report.ablation import Ablation, Outcome, ablation_csv, best_first, command_of, markdown, terminal_table
 from kfold.report.pictures import effects_picture
 from kfold.report.spreadsheet import to_spreadsheet
@@ -333,7 +334,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fold", default="0", help="a fold (default: 0), several such as 0,1, or all")
     parser.add_argument("--seeds", default="3", help="how many, from 2 (default: 3), or a range such as 4..6")
     parser.add_argument("--base", action="append", default=[], metavar="key=value", help="a change of the baseline")
-    parser.add_argument("--limit", type=int, help="so many rows, for all: --base limit=<N>")
+    parser.add_argument("--limit", type=whole, help="so many rows, for all: --base limit=<N>")
     parser.add_argument("--name", default="", help="name of the table (default: the config's file name)")
     parser.add_argument("--overwrite", action="store_true", help="train again what is done (after a change of code)")
     parser.add_argument("--time-limit", help="save and stop with exit code 75 after this time, e.g. 8h30m")

@@ -31,6 +31,7 @@ from kfold.errors import UserError, run_stage
 from kfold.files import atomic_write, file_sha256
 from kfold.model.build import build_backbone, input_statistics, refuse_unknown_backbone
 from kfold.model.weights import ModelCard
+from kfold.numbers import whole
 from kfold.predictions import ids_sha256
 from kfold.seeds import seed_of
 from kfold.training.precision import choose_device, choose_precision
@@ -170,7 +171,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="resnet18", help="a timm name, or torchvision/<name> (default: resnet18)")
     parser.add_argument("--pretrained-path", default="", help="local weights in the library's names, not a download")
-    parser.add_argument("--image-size", type=int, default=224, help="pixels (default: 224)")
+    parser.add_argument("--image-size", type=whole, default=224, help="pixels (default: 224)")
     parser.add_argument("--random-weights", action="store_true", help="untrained features, to try the stage offline")
     parser.add_argument("--overwrite", action="store_true", help="make embeddings.parquet anew")
     return parser.parse_args()

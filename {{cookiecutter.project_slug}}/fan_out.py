@@ -34,6 +34,7 @@ from kfold.fan_out.shards import run_stages, stages_text
 from kfold.fan_out.storage import is_done_there, pull_fold, push_inputs, push_run, run_url
 from kfold.fan_out.table import Screen
 from kfold.forecast import PREPARED
+from kfold.numbers import decimal, whole
 from kfold.shards import shard_commands
 from kfold.stopping import Stop, parse_seconds
 
@@ -264,9 +265,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--folds", default="all", help="all (default), one, or several such as 0,1")
     parser.add_argument("--seeds", default="", help="how many, from seed 1 on, or a range such as 4..6")
     parser.add_argument("--address", default="", help="of a Ray cluster, or auto (default: this machine)")
-    parser.add_argument("--cpus-per-fold", type=int, help="cores of a fold (default: as many as all at once leave)")
-    parser.add_argument("--gpus-per-fold", type=float, help="such as 0.5: two folds a GPU (default: 1 where there are)")
-    parser.add_argument("--retries", type=int, default=3, help="of a fold that was killed (default: 3)")
+    parser.add_argument("--cpus-per-fold", type=whole, help="cores of a fold (default: as many as all at once leave)")
+    parser.add_argument("--gpus-per-fold", type=decimal, help="such as 0.5: two folds share one (default: 1, if any)")
+    parser.add_argument("--retries", type=whole, default=3, help="of a fold that was killed (default: 3)")
     parser.add_argument("--storage", default="", help="s3://bucket/prefix or such, where nodes share no folder")
     parser.add_argument("--node-dir", default=NODE_DIR, help=f"with --storage: a node's own folder ({NODE_DIR})")
     parser.add_argument("--time-limit", help="save and stop with exit code 75 after this time, e.g. 8h30m")
@@ -274,8 +275,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--predict", nargs="+", default=[], metavar="RUN", help="predict test rows in place of training"
     )
-    parser.add_argument("--shards", type=int, default=16, help="with --predict: how many parts (default: 16)")
-    parser.add_argument("--sessions", type=int, default=0, help="print them in as many blocks, for Kaggle sessions")
+    parser.add_argument("--shards", type=whole, default=16, help="with --predict: how many parts (default: 16)")
+    parser.add_argument("--sessions", type=whole, default=0, help="print them in as many blocks, for Kaggle sessions")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of kfold/config.py, e.g. lr=1e-3")
     return parser.parse_intermixed_args()
 

@@ -39,6 +39,7 @@ from kfold.inference_choice import NO_WISH, Wish, say_fallbacks, settle_inferenc
 from kfold.intervals import score_folds
 from kfold.ledger import COLUMNS, read_ledger, record_run
 from kfold.model.build import has_fixed_input
+from kfold.numbers import decimal
 from kfold.prediction_files import merge_fold, write_fold, write_plan, write_shard
 from kfold.prediction_job import Job
 from kfold.predictions import ids_sha256
@@ -350,7 +351,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=decimal,
         default=NO_WISH.tolerance,
         help="how far a trial's number format of less than float32 may move a probability, or a value in standard "
         f"deviations (default: {NO_WISH.tolerance})",

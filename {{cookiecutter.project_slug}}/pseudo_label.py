@@ -41,6 +41,7 @@ from kfold.ensemble.pseudo_rounds import (
     write_labels,
 )
 from kfold.errors import UserError, run_stage
+from kfold.numbers import decimal, whole
 from kfold.runs import run_limit
 from kfold.seals import write_sealed
 from kfold.settings import parse_overrides
@@ -202,8 +203,8 @@ def train_student(
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", nargs="+", default=["baseline"], help="the teachers (default: baseline)")
-    parser.add_argument("--rounds", type=int, default=1, help="students one after another at most (default: 1)")
-    parser.add_argument("--thresholds", nargs="+", type=float, default=[], help="one a round; the last one goes on")
+    parser.add_argument("--rounds", type=whole, default=1, help="students one after another at most (default: 1)")
+    parser.add_argument("--thresholds", nargs="+", type=decimal, default=[], help="one a round; the last one goes on")
     parser.add_argument("--dry-run", action="store_true", help="print how many rows would be taken, write nothing")
     parser.add_argument("--overwrite", action="store_true", help="make rounds again that are done")
     parser.add_argument("--time-limit", help="save and stop with exit code 75 after this time, e.g. 8h30m")

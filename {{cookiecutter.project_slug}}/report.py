@@ -28,6 +28,7 @@ from kfold.errors import UserError, one_line, run_stage
 from kfold.files import atomic_write
 from kfold.ledger import COLUMNS, read_ledger, record_run, seal_of
 from kfold.metrics import Metric
+from kfold.numbers import is_number
 from kfold.report.choices import choices_section, rounds_section
 from kfold.report.comparison import comparison_section, difference_line
 from kfold.report.curves import curves_section
@@ -39,7 +40,6 @@ from kfold.report.public_scores import public_section
 from kfold.report.reading import RunFound, read_json, read_run
 from kfold.report.scores import show, show_interval
 from kfold.report.second_level import blending_section
-from kfold.report.spreadsheet import is_number
 from kfold.report.tables import aligned
 from kfold.runs import choose_run
 

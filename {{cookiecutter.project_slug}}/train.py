@@ -67,6 +67,7 @@ from kfold.ledger import read_ledger, record_run
 from kfold.metrics import Metric
 from kfold.model.weights import copy_weights
 from kfold.needs import waiting_keys
+from kfold.numbers import whole
 from kfold.parallel_folds import train_at_once
 from kfold.report.tables import cv_table, fold_table
 from kfold.settings import difference
@@ -438,7 +439,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fold", default="all", help="a fold number, all (default), or all-data")
     parser.add_argument("--config", type=Path, help="an experiment (default: configs/baseline.yaml)")
     parser.add_argument("--name", default="", help="name of the run (default: the config's file name)")
-    parser.add_argument("--limit", type=int, help="a trial run on this many rows, named <name>-limit<N>")
+    parser.add_argument("--limit", type=whole, help="a trial run on this many rows, named <name>-limit<N>")
     parser.add_argument("--overwrite", action="store_true", help="train folds again that are done, or begun")
     parser.add_argument("--time-limit", help="save and stop with exit code 75 after this time, e.g. 8h30m")
     parser.add_argument("--resume-from", type=Path, help="a folder that holds runs/ of an earlier session")

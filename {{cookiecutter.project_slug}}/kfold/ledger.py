@@ -15,7 +15,8 @@ from filelock import FileLock, Timeout
 
 from kfold.errors import UserError
 from kfold.files import atomic_write
-from kfold.report.spreadsheet import guard, is_number, unguard
+from kfold.numbers import is_number
+from kfold.report.spreadsheet import guard, unguard
 
 COLUMNS = (
     "run",

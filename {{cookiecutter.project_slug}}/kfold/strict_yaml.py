@@ -13,9 +13,10 @@ LONGEST_YAML = 100_000  # characters; PyYAML reads about this much a second
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML without surprises: `1e-3` is a number, `no` and `010` and `12:30` are text, a key given twice is refused.
+    """YAML without surprises: `1e-3` and `1_000` are numbers, `no`, `010`, `1_0` and `12:30` are text.
 
-    So are anchors, aliases and tags: ten lines of aliases can stand for more text than a computer can hold.
+    A key given twice is refused. So are anchors, aliases and tags: ten lines of aliases can stand for more text than a
+    computer can hold.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -42,7 +43,7 @@ StrictLoader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"~|null|", ["~", "n", ""]),
     ("bool", r"true|false", list("tf")),
-    ("int", r"[-+]?(0|[1-9][0-9_]{0,30})", list("-+0123456789")),
+    ("int", r"[-+]?(0|[1-9][0-9]{0,30}|[1-9][0-9]{0,2}(_[0-9]{3}){1,10})", list("-+0123456789")),
     (
         "float",
         r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan",

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kfold.data.tables import NUMBER, read_table, shorten
+from kfold.data.tables import read_table, shorten
 from kfold.errors import UserError, one_line
+from kfold.numbers import NUMBER
 from kfold.predictions import PREFIX
 from kfold.submission import Form, listed
 

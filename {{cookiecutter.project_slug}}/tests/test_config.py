@@ -53,6 +53,9 @@ def problems_of(call, *arguments) -> list[str]:
         ("on", "on"),
         ("010", "010"),
         ("0x10", "0x10"),
+        ("1_000", 1000),
+        ("1_0", "1_0"),  # 1.0, mistyped
+        ("10_00", "10_00"),
         ("12:30:45", "12:30:45"),
         ("2024-01-02", "2024-01-02"),
         ("1e-3x", "1e-3x"),
@@ -226,7 +229,7 @@ def test_workers_are_threads_or_a_number_of_processes(write, value):
 
 # PyYAML writes U+0085, U+2028 and U+2029 as line breaks, which do not come back. The template refuses them in answers.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x85\u2028\u2029"), max_size=20)
-TEXT |= st.sampled_from(["1e-3", "1e5", "no", "010", "7", ".5", "null", "~", "true", "12:30", "2024-01-02"])
+TEXT |= st.sampled_from(["1e-3", "1e5", "no", "010", "7", ".5", "null", "~", "true", "1_0", "1_000", "12:30"])
 
 
 def any_value(annotation: object) -> st.SearchStrategy:

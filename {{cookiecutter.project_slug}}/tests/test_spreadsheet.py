@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from kfold.ensemble.gbdt import Stacker
 from kfold.ensemble.stack_files import error_correlation, write_trees
-from kfold.report.spreadsheet import guard, is_number, to_spreadsheet, unguard
+from kfold.numbers import is_number
+from kfold.report.spreadsheet import guard, to_spreadsheet, unguard
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FORMULAS = ["=cmd|' /C calc'!A0", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1+1", "\uff20SUM(A1)"]
@@ -31,6 +32,7 @@ def test_no_guarded_cell_starts_a_formula_and_every_text_comes_back(text):
     assert not guarded.startswith(STARTS) or is_number(guarded)
     assert unguard(guarded) == text
     assert guard("-1.5e-3") == "-1.5e-3"
+    assert guard("-1_0") == "'-1_0"  # no number but in Python
 
 
 @pytest.mark.parametrize("formula", [*FORMULAS, "harmless\r=1+1", "harmless\n=1+1"])

@@ -11,7 +11,6 @@ import pandas as pd
 from kfold.data.ids import refuse_ids
 from kfold.errors import LIMIT, UserError, list_problems
 
-NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"  # what every CSV reader takes for a number
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 NO_TABLES = {  # first bytes of what is no table -> what to do

@@ -1,6 +1,5 @@
 """Target columns, from text to numbers."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,8 +8,8 @@ import pandas as pd
 
 from kfold.config import Competition
 from kfold.data.labels import read_classes, refuse_separators
-from kfold.data.tables import NUMBER
 from kfold.errors import UserError, list_problems
+from kfold.numbers import NUMBER, number_remedy
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,7 @@ def refuse_cells(table: pd.DataFrame, ids: np.ndarray, wrong: np.ndarray, what: 
 
     def describe(place: np.ndarray) -> str:
         cell = table.iat[place[0], place[1]]
-        comma = bool(re.fullmatch(r"\s*[-+]?[0-9]+,[0-9]+\s*", cell))
-        remedy = f"write {cell.strip().replace(',', '.')}, with a point for the comma" if comma else "mend the cell"
-        return f"{table.columns[place[1]]}: id '{ids[place[0]]}': '{cell}' {what}: {remedy}"
+        return f"{table.columns[place[1]]}: id '{ids[place[0]]}': '{cell}' {what}: {number_remedy(cell)}"
 
     if wrong.any():
         raise UserError(list_problems(np.argwhere(wrong), describe))

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from html import escape
 
 from kfold.errors import one_line
+from kfold.numbers import is_number
 from kfold.report.parts import Gallery, Part, Picture, Section, Table, Text
-from kfold.report.spreadsheet import is_number
 from kfold.report.vectors import to_svg
 
 LONG = 25  # rows of a table that is folded up at first
@@ -146,7 +146,7 @@ def table(part: Table) -> str:
 
 def kind_of(column: Sequence[str]) -> str:
     """The class of a column's cells: numbers stand right, long texts are broken."""
-    if all(value == "-" or is_number(value.strip("%+ ") or "text") for value in column):
+    if all(value == "-" or is_number(value.strip("%+ ")) for value in column):
         return ' class="number"'
     return ' class="wrap"' if max(map(len, column)) > 40 else ""
 

@@ -8,6 +8,8 @@ import re
 
 import pandas as pd
 
+from kfold.numbers import is_number
+
 FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # the last four: = + - @ in full width, as in Japan
 
 
@@ -29,14 +31,6 @@ def guard(cell: str) -> str:
 
 def unguard(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and FORMULA.match(cell[1:]) else cell
-
-
-def is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def to_number(cell: str) -> float:

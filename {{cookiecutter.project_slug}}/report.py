@@ -26,9 +26,9 @@ from kfold.data.images import image_paths
 from kfold.data.targets import Targets
 from kfold.errors import UserError, one_line, run_stage
 from kfold.files import atomic_write
-from kfold.ledger import COLUMNS, read_ledger, record_run, seal_of
+from kfold.ledger import COLUMNS, SCORE_REMEDY, leaderboard_score, odd_scores, read_ledger, record_run, seal_of
 from kfold.metrics import Metric
-from kfold.numbers import is_number
+from kfold.numbers import number_remedy
 from kfold.report.choices import choices_section, rounds_section
 from kfold.report.comparison import comparison_section, difference_line
 from kfold.report.curves import curves_section
@@ -146,11 +146,13 @@ def with_parts(runs: Sequence[RunFound], found: Mapping[str, RunFound]) -> list[
 
 
 def read_scores(workspace: Workspace) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """The ledger's rows by run, and a warning where it cannot be read."""
+    """The ledger's rows by run, and a warning of what in it cannot be read."""
     try:
-        return {row["run"]: row for row in read_ledger(workspace.ledger_path)}, []
+        rows = read_ledger(workspace.ledger_path)
+        problems = odd_scores(workspace.ledger_path, rows)
     except UserError as error:
-        return {}, [f"warning: {workspace.without_root(line)}" for line in error.problems]
+        rows, problems = [], error.problems
+    return {row["run"]: row for row in rows}, [f"warning: {workspace.without_root(line)}" for line in problems]
 
 
 def read_check(workspace: Workspace) -> tuple[dict | None, str]:
@@ -177,7 +179,7 @@ def conclude(entries: Sequence[Entry], baseline: str, metric: Metric, detailed: 
                 show_interval(scores.low, scores.high) if scores else "-",
                 show(value, "+"),
                 show_interval(low, high, "+"),
-                entry.ledger.get("leaderboard") or "-",
+                entry.public_cell,
                 one_line("; ".join(entry.run.notes)),
             )
         )
@@ -198,8 +200,8 @@ def log_score(run: str, score: str, root: Path = ROOT) -> None:
     rows = {row["run"]: row for row in read_ledger(path)}
     if run not in rows:
         raise UserError(f"{path}: no row of run '{run}': there are {', '.join(rows) or 'none yet'}")
-    if not is_number(score) or not math.isfinite(float(score)):
-        raise UserError(f"--log-lb {run} {score}: not a number: write the leaderboard's score, such as 0.873")
+    if math.isnan(leaderboard_score({"leaderboard": score})):
+        raise UserError(f"--log-lb {run} {score}: not a number: {number_remedy(score, SCORE_REMEDY)}")
     row = {key: rows[run].get(key, "") for key in COLUMNS}
     if row["seal"] != seal_of(row):  # writing it would seal what somebody changed
         raise UserError(f"{path}: the row of run '{run}' is damaged or was edited: see python make_folds.py --verify")

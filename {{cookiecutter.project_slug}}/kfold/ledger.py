@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from kfold.errors import UserError
 from kfold.files import atomic_write
-from kfold.numbers import is_number
+from kfold.numbers import finite_number, is_number, number_remedy
 from kfold.report.spreadsheet import guard, unguard
 
 COLUMNS = (
@@ -32,6 +33,7 @@ COLUMNS = (
     "seal",  # of the cells before it
     "leaderboard",  # entered by hand, or left empty
 )
+SCORE_REMEDY = "write the leaderboard's score, such as 0.873"
 
 
 def record_run(path: Path, row: Mapping[str, object]) -> None:
@@ -98,9 +100,22 @@ def check_ledger(path: Path) -> list[str]:
                 f"{path}: row {number} (run '{row['run']}') is damaged or was edited (only leaderboard and own columns "
                 f"may be): {remedy}"
             )
-        elif row["leaderboard"] and not is_number(row["leaderboard"]):
-            problems.append(f"{path}: row {number} (run '{row['run']}'): leaderboard is not a number: mend it")
-    return problems
+    return problems + odd_scores(path, rows)
+
+
+def leaderboard_score(row: Mapping[str, str]) -> float:
+    """On the competition's leaderboard; NaN where it is not known, or entered as what is no number."""
+    return finite_number(row.get("leaderboard", ""))
+
+
+def odd_scores(path: Path, rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """A line for each leaderboard cell that holds something, but no number."""
+    return [
+        f"{path}: row {number} (run '{row['run']}'): leaderboard is not a number ('{row['leaderboard']}'): "
+        + number_remedy(row["leaderboard"], SCORE_REMEDY)
+        for number, row in enumerate(rows, start=2)
+        if row.get("leaderboard") and math.isnan(leaderboard_score(row))
+    ]
 
 
 def read_ledger(path: Path) -> list[dict[str, str]]:
@@ -119,7 +134,7 @@ def read_ledger(path: Path) -> list[dict[str, str]]:
     rows = list(reader)
     for number, row in enumerate(rows, start=2):
         if None in row:
-            raise UserError(f"{path}: row {number} has more cells than the header: mend it, or delete the file")
+            raise UserError(f"{path}: row {number} has more cells than the header: mend it (a number has a point)")
     return [{key: unguard(cell) for key, cell in row.items()} for row in rows]
 
 

@@ -198,9 +198,48 @@ def test_a_leaderboard_score_is_recorded_digit_by_digit_and_shown(root, capsys):
 def test_a_score_of_no_run_or_no_number_is_refused(root):
     with pytest.raises(UserError, match="no row of run 'nothing': there are baseline"):
         report.log_score("nothing", "0.5", root=root)
-    for score in ("0,5", "nan", "inf", "best"):
-        with pytest.raises(UserError, match="not a number"):
+    for score in ("nan", "inf", "best", "1_0", "0_5", "1e999", ""):
+        with pytest.raises(
+            UserError, match=f"--log-lb better {score}: not a number: write the leaderboard's score, such"
+        ):
             report.log_score("better", score, root=root)
+    with pytest.raises(UserError, match="not a number: write 0.5, with a point for the comma"):
+        report.log_score("better", "0,5", root=root)
+
+
+@pytest.mark.parametrize(
+    ("cell", "remedy"),
+    [("0,873", "write 0.873, with a point for the comma"), ("0_873", "write the leaderboard's score, such as 0.873")],
+)
+def test_a_hand_written_score_that_is_no_number_is_named_and_known_nowhere(root, cell, remedy, capsys):
+    path = root / "runs" / "ledger.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    row = int(table.index[table["run"] == "better"][0])
+    table.loc[row, "leaderboard"] = cell
+    table.loc[table["run"] == "worse", "leaderboard"] = " 0.5 "
+    table.to_csv(path, index=False, lineterminator="\r\n")
+    report.main(root=root)
+    captured = capsys.readouterr()
+    expected = f"runs/ledger.csv: row {row + 2} (run 'better'): leaderboard is not a number ('{cell}'): {remedy}"
+    assert captured.err.splitlines() == [f"warning: {expected}"]
+    assert expected in section(root, "Leaderboard")
+    assert cell not in section(root, "Leaderboard").replace(expected, "")
+    assert cell not in captured.out
+    assert re.search(r"^worse .* 0\.5$", captured.out, re.MULTILINE)
+    public = section(root, "Cross-validation and leaderboard")
+    assert "1 run: too few" in public
+    assert " worse " in public
+    assert "better 0." not in public
+
+
+def test_a_ledger_that_a_comma_broke_is_named_and_the_rest_still_shows(root, capsys):
+    path = root / "runs" / "ledger.csv"
+    first, row, *others = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([first, f"{row}0,873", *others]) + "\n", encoding="utf-8")
+    report.main(root=root)
+    expected = "warning: runs/ledger.csv: row 2 has more cells than the header: mend it (a number has a point)"
+    assert capsys.readouterr().err.splitlines() == [expected]
+    assert "Confusion: better" in texts(root)
 
 
 def test_a_row_that_somebody_changed_is_not_sealed_again(root):

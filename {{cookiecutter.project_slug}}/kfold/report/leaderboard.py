@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from kfold.intervals import FoldScores, paired_difference, score_folds, verdict
+from kfold.ledger import leaderboard_score
 from kfold.metrics import Metric
 from kfold.report.parts import Part, Section, Table, Text
 from kfold.report.reading import RunFound, optimism_note
 from kfold.report.scores import show, show_interval
-from kfold.report.spreadsheet import to_number
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,12 @@ class Entry:
     @property
     def public_score(self) -> float:
         """On the competition's leaderboard; NaN where it is not known."""
-        return to_number(self.ledger.get("leaderboard", ""))
+        return leaderboard_score(self.ledger)
+
+    @property
+    def public_cell(self) -> str:
+        """The same, digit by digit as it was entered."""
+        return "-" if np.isnan(self.public_score) else self.ledger["leaderboard"].strip()
 
 
 def remembering(metric: Metric) -> Metric:
@@ -113,9 +118,8 @@ def cells(entry: Entry, folds: Sequence[int], metric: Metric, num_rows: int) -> 
         value, low, high = difference
         gain = (show(value, "+"), show_interval(low, high, "+"), verdict(metric, difference))
     of_folds = [show(scores.by_fold[number]) if scores and number in scores.by_fold else "-" for number in folds]
-    public = entry.ledger.get("leaderboard") or "-"
     cost = [entry.ledger.get("minutes") or minutes(entry.run), entry.ledger.get("images_per_second") or "-"]
-    return [entry.run.name, pooled, between, *gain, public, *cost, "; ".join(notes), *of_folds]
+    return [entry.run.name, pooled, between, *gain, entry.public_cell, *cost, "; ".join(notes), *of_folds]
 
 
 def minutes(run: RunFound) -> str:

@@ -23,7 +23,9 @@ def public_section(entries: Sequence[Entry], baseline: str, metric: Metric) -> S
         return Section("Cross-validation and leaderboard", [*parts, Text(f"No leaderboard score yet: {HOW}.")])
     cv, public = (np.array(values, float) for values in
                   ([entry.scores.pooled for entry in known], [entry.public_score for entry in known]))  # fmt: skip
-    said = f"{len(known)} runs: too few for a rank correlation, {LEAST_RUNS} are the least. {HOW}."
+    said = (
+        f"{len(known)} run{'s' * (len(known) > 1)}: too few for a rank correlation, {LEAST_RUNS} are the least. {HOW}."
+    )
     if len(known) >= LEAST_RUNS:
         rank = METRICS["spearman"].function("regression", public[:, None], cv[:, None])
         said = f"Spearman's rank correlation over {len(known)} runs: {show(rank)}."

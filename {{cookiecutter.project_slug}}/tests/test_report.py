@@ -1,5 +1,6 @@
 """What report.py says of runs: order, differences, what is unfinished or damaged, and the leaderboard's scores."""
 
+import json
 import re
 import shutil
 from html import unescape
@@ -136,6 +137,19 @@ def test_before_the_first_run_the_page_has_the_data_check(written, tmp_path, cap
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "next: python train.py --fold all"
     assert not any(line.startswith("run ") for line in lines)  # no table without a row
+
+
+def test_runs_of_other_folds_are_named_once_with_all_their_folds(root, capsys):
+    facts = json.loads((root / "competition.yaml").read_text())
+    (root / "competition.yaml").write_text(json.dumps({**facts, "fold_seed": 7}))
+    make_folds.main(root=root, overwrite=True)
+    capsys.readouterr()
+    report.main(root=root)
+    captured = capsys.readouterr()
+    pattern = r"warning: runs/(\w+): fold 0, 1: made with other folds \(stamp \w{12}, folds.csv has \w{12}\): make .*"
+    found = [re.fullmatch(pattern, line) for line in captured.err.splitlines()]
+    assert all(found)
+    assert [match[1] for match in found] == ["baseline", "better", "lucky", "worse"]
 
 
 def test_a_data_check_that_is_none_is_named(root, capsys):

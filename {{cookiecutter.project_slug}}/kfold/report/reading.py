@@ -76,6 +76,8 @@ def read_run(workspace: Workspace, run: str, folds: Folds, targets: Targets, tas
     taken = take_rows(folds, limit)
     for number in range(folds.num_folds):
         read_fold(found, workspace, number, taken, targets, task, folds)
+    with found.collect():
+        refuse_foreign_folds(found, workspace, folds)
     paths = {"choices": workspace.choices_path(run)}
     paths |= {table: workspace.stack_table_path(run, table) for table in ("blend", "importance")}
     for name, path in paths.items():
@@ -102,13 +104,28 @@ def read_fold(
     if manifest is None:
         return
     found.manifests[number] = manifest
-    if workspace.predictions_path(run, number, "oof").name not in manifest["files"]:
+    if is_foreign(manifest, folds) or workspace.predictions_path(run, number, "oof").name not in manifest["files"]:
         return
     ids = taken.ids[taken.fold == number]
     with found.collect():
         part = artifacts.read_trusted(workspace, run, number, "oof", folds.stamp, ids)
         rows = pd.Index(folds.ids).get_indexer(pd.Index(ids))
         found.oof[rows] = by_name(part, run, targets, task, ids)
+
+
+def is_foreign(manifest: Mapping, folds: Folds) -> bool:
+    return manifest.get("fold_stamp") != folds.stamp
+
+
+def refuse_foreign_folds(found: RunFound, workspace: Workspace, folds: Folds) -> None:
+    """Raise UserError, one line for all of them, where folds were made with another folds.csv."""
+    foreign = {number: manifest for number, manifest in found.manifests.items() if is_foreign(manifest, folds)}
+    if foreign:
+        stamps = sorted({str(manifest.get("fold_stamp", "none"))[:12] for manifest in foreign.values()})
+        raise UserError(
+            f"{workspace.run_dir(found.name)}: fold {', '.join(map(str, foreign))}: made with other folds (stamp "
+            f"{', '.join(stamps)}, folds.csv has {folds.stamp[:12]}): make the run again with --overwrite"
+        )
 
 
 def read_log(found: RunFound, workspace: Workspace, number: int, manifest: Mapping | None) -> None:

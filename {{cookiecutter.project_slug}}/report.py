@@ -15,12 +15,12 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import competition
 from kfold.artifacts import Workspace
-from kfold.config import Competition, Config, load_competition
+from kfold.config import Competition, Config, Task, load_competition
 from kfold.data.folds import Folds, read_folds
 from kfold.data.images import image_paths
 from kfold.data.targets import Targets
@@ -41,7 +41,7 @@ from kfold.report.reading import RunFound, read_json, read_run
 from kfold.report.scores import show, show_interval
 from kfold.report.second_level import blending_section
 from kfold.report.tables import aligned
-from kfold.runs import choose_run
+from kfold.runs import choose_run, read_candidates
 
 ROOT = Path(__file__).resolve().parent
 BASELINE = "baseline"
@@ -96,7 +96,9 @@ def main(runs: Sequence[str] = (), compare: Sequence[str] = (), root: Path = ROO
     print(f"{workspace.report_path}: {len(sections)} sections, {len(shown)} runs, in {seconds:.1f} s")
     if compare:
         print(difference_line(*shown, targets.values, groups, metric))
-    conclude(entries, baseline, metric, detailed)
+    if entries:
+        print(terminal_table(entries, baseline, metric))
+    print("next:", next_step(workspace, [run.name for run in detailed], ledger, folds, targets, facts.task))
 
 
 # What to show
@@ -166,8 +168,8 @@ def read_check(workspace: Workspace) -> tuple[dict | None, str]:
         return None, workspace.without_root(str(error))
 
 
-def conclude(entries: Sequence[Entry], baseline: str, metric: Metric, detailed: Sequence[RunFound]) -> None:
-    """Print the leaderboard, and what to do next."""
+def terminal_table(entries: Sequence[Entry], baseline: str, metric: Metric) -> str:
+    """The leaderboard, its main columns."""
     rows = [("run", metric.name, "95% interval", f"minus {baseline or 'baseline'}", "95% interval", "LB", "notes")]
     for entry in entries:
         scores, difference = entry.scores, entry.difference
@@ -183,12 +185,22 @@ def conclude(entries: Sequence[Entry], baseline: str, metric: Metric, detailed: 
                 one_line("; ".join(entry.run.notes)),
             )
         )
-    if entries:
-        print(aligned(rows))
-    if not detailed:
-        print("next: python train.py --fold all")
-        return
-    print(f"next: open report.html; after an upload: python report.py --log-lb {detailed[0].name} SCORE")
+    return aligned(rows)
+
+
+def next_step(
+    workspace: Workspace, detailed: Sequence[str], ledger: Collection[str], folds: Folds, targets: Targets, task: Task
+) -> str:
+    """After reading: keep the score of a run that submit.py takes, or see to it that there is one."""
+    candidates, left_out = read_candidates(workspace, folds, targets, task)
+    scored = [run for run in detailed if run in candidates and run in ledger]
+    if scored:
+        return f"open report.html; after an upload: python report.py --log-lb {scored[0]} SCORE"
+    if candidates:
+        return "open report.html, then python submit.py"
+    if left_out:
+        return f"open report.html; no run can be submitted yet: {workspace.without_root(left_out[0])}"
+    return "python train.py --fold all"
 
 
 # Other commands

@@ -150,6 +150,37 @@ def test_runs_of_other_folds_are_named_once_with_all_their_folds(root, capsys):
     found = [re.fullmatch(pattern, line) for line in captured.err.splitlines()]
     assert all(found)
     assert [match[1] for match in found] == ["baseline", "better", "lucky", "worse"]
+    assert "made with other folds" in captured.out.splitlines()[-1]
+
+
+# What comes next
+
+
+def last_line(capsys) -> str:
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_next_line_names_a_run_that_can_be_submitted_and_has_a_row_in_the_ledger(root, capsys):
+    report.main(root=root)
+    assert last_line(capsys) == "next: open report.html; after an upload: python report.py --log-lb better SCORE"
+    report.main(runs=["lucky"], root=root)
+    assert last_line(capsys).endswith("--log-lb lucky SCORE")
+    (root / "runs" / "lucky" / "fold1" / "manifest.json").unlink()
+    report.main(runs=["lucky"], root=root)
+    assert last_line(capsys) == "next: open report.html, then python submit.py"
+    report.main(compare=["lucky", "worse"], root=root)
+    assert last_line(capsys).endswith("--log-lb worse SCORE")
+    (root / "runs" / "ledger.csv").unlink()
+    report.main(root=root)
+    assert last_line(capsys) == "next: open report.html, then python submit.py"
+
+
+def test_where_no_run_can_be_submitted_the_next_line_says_why(root, capsys):
+    for name in ("baseline", "better", "lucky", "worse"):
+        (root / "runs" / name / "fold1" / "manifest.json").unlink()
+    report.main(root=root)
+    expected = "run baseline is left out: fold 1 is not trained: run train.py --fold 1"
+    assert last_line(capsys) == f"next: open report.html; no run can be submitted yet: {expected}"
 
 
 def test_a_data_check_that_is_none_is_named(root, capsys):

@@ -235,9 +235,14 @@ def parse_arguments() -> argparse.Namespace:
     others.add_argument("--log-lb", nargs=2, metavar=("RUN", "SCORE"), help="record a leaderboard score")
     others.add_argument("--augment-preview", action="store_true", help="draw what the model sees of some images")
     parser.add_argument("--config", type=Path, help="with --augment-preview: the experiment (default: baseline)")
-    parser.add_argument("--fold", default="0", help="with --augment-preview (default: 0)")
+    parser.add_argument("--fold", default="", help="with --augment-preview (default: 0)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="with --augment-preview: as for train.py")
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    if (arguments.config or arguments.fold or arguments.overrides) and not arguments.augment_preview:
+        parser.error("--config, --fold and key=value are for --augment-preview; runs are named behind --run")
+    if arguments.run and (arguments.log_lb or arguments.augment_preview):
+        parser.error("--run is for the page: leave it out, or leave out --log-lb and --augment-preview")
+    return arguments
 
 
 if __name__ == "__main__":
@@ -245,6 +250,6 @@ if __name__ == "__main__":
     if arguments.log_lb:
         run_stage(lambda: log_score(*arguments.log_lb), keeps_parts=False)
     elif arguments.augment_preview:
-        run_stage(lambda: preview(arguments.config, arguments.fold, arguments.overrides), keeps_parts=False)
+        run_stage(lambda: preview(arguments.config, arguments.fold or "0", arguments.overrides), keeps_parts=False)
     else:
         run_stage(lambda: main(arguments.run, arguments.compare), keeps_parts=False)

@@ -226,6 +226,30 @@ def test_only_the_settings_that_differ_are_listed(root, capsys):
     assert "batch_size" not in found
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["baseline"], "runs are named behind --run"),
+        (["--fold", "1"], "are for --augment-preview"),
+        (["--config", "configs/x.yaml", "--compare", "a", "b"], "are for --augment-preview"),
+        (["--run", "a", "--log-lb", "a", "0.5"], "--run is for the page"),
+        (["--augment-preview", "--run", "a"], "--run is for the page"),
+    ],
+)
+def test_words_that_would_change_nothing_are_refused(words, meant, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["report.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        report.parse_arguments()
+    assert ended.value.code == 2
+    assert meant in capsys.readouterr().err
+
+
+def test_words_that_belong_together_are_taken(monkeypatch):
+    for line in ("", "--run a b", "--run a --compare a b", "--log-lb a -0.5", "--augment-preview --fold 1 lr=1e-3"):
+        monkeypatch.setattr("sys.argv", ["report.py", *line.split()])
+        report.parse_arguments()
+
+
 # The leaderboard's scores
 
 

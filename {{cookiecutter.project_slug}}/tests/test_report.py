@@ -116,7 +116,7 @@ def test_a_damaged_run_is_named_and_the_others_still_show(root, name, capsys):
     assert "Confusion: better" in texts(root)
 
 
-@pytest.mark.parametrize("row", ["x,1,1,1,1", ",,,,"])
+@pytest.mark.parametrize("row", ["x,1,1,1,1", ",,,,", "inf,1,1,1,1"])
 def test_a_damaged_log_that_no_manifest_vouches_for_is_named(root, row, capsys):
     (root / "runs" / "better" / "fold1" / "manifest.json").unlink()
     (root / "runs" / "better" / "fold1" / "log.csv").write_text(f"epoch,train_loss,valid_loss,score,lr\n{row}\n")

@@ -136,7 +136,7 @@ def read_log(found: RunFound, workspace: Workspace, number: int, manifest: Mappi
         log = read_table(path).map(to_number)
         if missing := DRAWN - set(log):
             raise UserError(f"{path}: damaged, it lacks {min(missing)}: train this fold again --overwrite")
-        if log["epoch"].isna().any():
+        if not np.isfinite(log["epoch"]).all():
             raise UserError(f"{path}: damaged, an epoch is no number: train this fold again --overwrite")
         found.logs[number] = log
 

@@ -182,6 +182,8 @@ def test_tables_can_be_scrolled_by_keyboard_and_long_ones_are_folded_up():
     assert '<div class="scroll" role="region" tabindex="0" aria-label="name">' in short
     assert "<details>" not in short
     assert "<details><summary>name (200 rows)</summary>" in long
+    nameless = page("t", "l", [Section("s", [Table(("a",), [("x",)] * 200)])])
+    assert "<details><summary>Table of a (200 rows)</summary>" in nameless
 
 
 def test_every_drawing_and_image_says_in_words_what_it_shows():

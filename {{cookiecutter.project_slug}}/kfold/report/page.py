@@ -140,7 +140,7 @@ def table(part: Table) -> str:
         f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
     if len(part.rows) > LONG:
-        return f"<details><summary>{text(part.caption)} ({len(part.rows)} rows)</summary>{body}</details>"
+        return f"<details><summary>{label} ({len(part.rows)} rows)</summary>{body}</details>"
     return (f'<p class="caption">{text(part.caption)}</p>' if part.caption else "") + body
 
 

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sklearn.calibration import calibration_curve
 
-from kfold.report.calibration import NUM_BINS, calibration_section, claims, reliability
+from kfold.report.calibration import NUM_BINS, calibration_section, claims, draw, reliability
 from kfold.report.parts import Picture, Table, Text
 
 
@@ -56,6 +56,17 @@ def test_what_is_claimed_depends_on_the_task():
     assert probabilities.tolist() == [0.5, 0.6, 0.9]
     assert outcomes.tolist() == [True, False, True]
     assert len(claims("multilabel", targets, predictions)[0]) == 9
+
+
+def test_the_legend_hides_no_point():
+    figure = draw(reliability(*calibrated(5000)))
+    FigureCanvasAgg(figure).draw()
+    legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
+    assert [text.get_text().split(";")[0] for legend in legends for text in legend.get_texts()] == [
+        "calibrated",
+        "found",
+    ]
+    assert not any(legend.get_window_extent().overlaps(axes.bbox) for legend in legends for axes in figure.axes)
 
 
 @pytest.mark.parametrize("task", ["multiclass", "binary", "multilabel"])

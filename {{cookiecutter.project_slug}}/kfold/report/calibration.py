@@ -118,9 +118,9 @@ def draw(found: Reliability) -> Figure:
     curve.set_ylim(-0.02, 1.02)
     curve.set_xlabel("mean probability of a bin")
     curve.set_ylabel("share that is so")
-    curve.legend(frameon=False, fontsize="small", loc="upper left")
     amounts.bar(found.probabilities, found.weights, width=0.6 / NUM_BINS, color=COLORS[0])
     amounts.set_xlim(-0.02, 1.02)
     amounts.set_xlabel("mean probability of a bin")
     amounts.set_ylabel("share of all")
+    figure.legend(frameon=False, fontsize="small", loc="outside upper left")  # within, it would hide points
     return finish(figure)

@@ -11,6 +11,7 @@ others, and a model's embeddings of the rows that it trained on know their label
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from kfold.model.build import build_backbone, input_statistics, refuse_unknown_b
 from kfold.model.weights import ModelCard
 from kfold.numbers import whole
 from kfold.predictions import ids_sha256
+from kfold.report.tables import aligned
 from kfold.seeds import seed_of
 from kfold.training.precision import choose_device, choose_precision
 from kfold.training.predicting import predict_logits, same
@@ -68,17 +70,23 @@ def main(
     model, card = build_frozen(backbone, pretrained_path, image_size, random_weights)
     train_dir, test_dir = (workspace.data_path(facts, name) for name in (facts.train_images, facts.test_images))
     cache_dir = workspace.cache_dir()
+    started = time.perf_counter()
     train = embed_images(model, card, train_ids, train_dir, facts.image_suffix, cache_dir)
+    halfway = time.perf_counter()
     unreadable: dict[int, str] = {}
     test = embed_images(model, card, test_ids, test_dir, facts.image_suffix, cache_dir, unreadable)
+    ended = time.perf_counter()
     test[list(unreadable)] = np.nan
     for line in shorten(
         [f"{reason}: id '{test_ids[row]}' has no embedding (NaN)" for row, reason in unreadable.items()]
     ):
         print(f"warning: {line}", file=sys.stderr)
     write_embeddings(workspace.embeddings_path, [*train_ids, *test_ids], np.concatenate([train, test]), request)
-    print(f"{workspace.embeddings_path}: {train.shape[1]} columns of {len(train)} training and {len(test)} test images")
-    print(NEXT)
+    header = ("images", "rows", "columns", "unreadable", "images/s", "minutes")
+    lines = cells("training", train, 0, halfway - started), cells("test", test, len(unreadable), ended - halfway)
+    print(aligned([header, *lines]))
+    size = workspace.embeddings_path.stat().st_size / 1e6
+    print(f"{workspace.embeddings_path}: {len(train)} training and {len(test)} test images, {size:.1f} MB\n{NEXT}")
 
 
 def read_ids(workspace: Workspace, facts: Competition) -> tuple[list[str], list[str]]:
@@ -158,6 +166,12 @@ def embed_images(
     if unreadable is not None:
         unreadable.update(refused)
     return features.numpy()
+
+
+def cells(name: str, values: np.ndarray, num_unreadable: int, seconds: float) -> tuple[str, ...]:
+    """A line of the table: how many rows of how many columns (N, D), and how fast they were made."""
+    counts = len(values), values.shape[1], num_unreadable
+    return name, *map(str, counts), f"{len(values) / seconds:.1f}", f"{seconds / 60:.2f}"
 
 
 def write_embeddings(path: Path, ids: list[str], values: np.ndarray, request: dict[str, str]) -> None:

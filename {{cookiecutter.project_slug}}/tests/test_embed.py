@@ -76,7 +76,13 @@ def test_each_id_has_the_features_of_its_own_image(root, weights, capsys):
         np.testing.assert_allclose(read_embeddings(path, [name])[0], expected, rtol=1e-3, atol=1e-5)
     assert values.shape == (18, model.num_features)
     assert len(np.unique(values, axis=0)) == 18
-    assert "12 training and 6 test images" in capsys.readouterr().out
+    header, training, test, written, following = capsys.readouterr().out.splitlines()[-5:]
+    assert header.split() == ["images", "rows", "columns", "unreadable", "images/s", "minutes"]
+    assert training.split()[:4] == ["training", "12", str(model.num_features), "0"]
+    assert test.split()[:4] == ["test", "6", str(model.num_features), "0"]
+    assert all(float(line.split()[4]) > 0 for line in (training, test))
+    assert written == f"{path}: 12 training and 6 test images, {path.stat().st_size / 1e6:.1f} MB"
+    assert following.startswith("next: ")
 
 
 def test_the_same_command_gives_the_same_bytes(root):
@@ -106,7 +112,9 @@ def test_an_unreadable_test_image_is_a_row_of_nan_and_listed(root, capsys):
     values = read_embeddings(run(root), TEST_IDS)
     assert np.isnan(values).all(axis=1).tolist() == [False, False, True, False, True, False]
     assert not np.isnan(values[[0, 1, 3, 5]]).any()
-    warnings = capsys.readouterr().err.splitlines()
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-3].split()[:4:3] == ["test", "2"]
+    warnings = captured.err.splitlines()
     assert "id '002' has no embedding" in warnings[0]
     assert "004.png: no such file: id '004' has no embedding" in warnings[1]
 

@@ -13,6 +13,7 @@ the page shows the run that submit.py would take.
 
 import argparse
 import math
+import shlex
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -225,6 +226,8 @@ def preview(config_path: Path | None, fold: str, overrides: Sequence[str]) -> No
     import train  # here: it loads torch, which a report can spare
 
     train.main(fold, config_path, overrides, rehearsal="augment_preview")
+    config = ["--config", str(config_path)] if config_path else []
+    print("next: look at it, then", shlex.join(["python", "train.py", *config, "--fold", fold, *overrides]))
 
 
 def parse_arguments() -> argparse.Namespace:

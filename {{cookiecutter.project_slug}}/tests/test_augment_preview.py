@@ -15,7 +15,7 @@ from kfold.artifacts import Workspace
 from kfold.data.images import decode_image, read_image
 from kfold.rehearsal import augment_preview
 from kfold.rehearsal.augment_preview import describe, shown_epochs
-from kfold.report.augment_preview import GAP, LINE, Cell, SheetRow, draw_sheet, enlarged, fitted
+from kfold.report.augment_preview import GAP, LEAST, LINE, Cell, SheetRow, draw_sheet, enlarged, fitted
 from kfold.training import step
 
 EPOCHS, BATCHES = 3, 3
@@ -110,7 +110,7 @@ def test_the_pixels_of_a_cell_are_those_of_the_sheet(size):
     images = np.random.default_rng(0).integers(0, 256, (2, 3, size, size, 3)).astype(np.uint8)
     rows = [SheetRow(Cell(few[0], "a $name$"), [Cell(few[1], "x"), Cell(None, "left out")]) for few in images]
     sheet = decode_image(draw_sheet("title", ["epoch 1", "epoch 2"], rows, size))
-    zoom = -(-96 // size)
+    zoom = -(-LEAST // size)
     side = size * zoom
     for number, row in enumerate(rows):
         top = 2 * LINE + number * (side + LINE + GAP) + LINE
@@ -121,16 +121,34 @@ def test_the_pixels_of_a_cell_are_those_of_the_sheet(size):
         assert (sheet[top : top + side, left : left + side] == 255).all()
 
 
-def test_report_asks_train_for_it(monkeypatch):
+def test_a_long_title_is_broken_and_no_text_runs_over_its_place():
+    image = np.zeros((LEAST, LEAST, 3), np.uint8)
+    rows = [SheetRow(Cell(image, "M" * 40), [Cell(image, "W" * 40)])]
+    short, long = (
+        decode_image(draw_sheet(title, ["W" * 40], rows, LEAST)) for title in ("W", " ".join(["mixing=WWWW"] * 9))
+    )
+    lines = -(-9 // ((2 * LEAST + GAP) // 6 // 12))  # each word has 11 letters and a space, each letter 6 pixels
+    assert len(long) == len(short) + (lines - 1) * LINE
+    for number in range(lines):
+        assert (long[number * LINE : (number + 1) * LINE] < 128).any()
+    assert (long[:, -GAP:] == 255).all()
+    assert (long[:, GAP + LEAST : GAP + LEAST + GAP][(lines + 1) * LINE :] == 255).all()
+
+
+def test_report_asks_train_for_it_and_says_what_comes_next(monkeypatch, capsys):
     given, signature = {}, inspect.signature(train.main)
     monkeypatch.setattr(train, "main", lambda *some, **named: given.update(signature.bind(*some, **named).arguments))
-    report.preview(Path("configs/other.yaml"), "1", ["lr=1e-3"])
+    report.preview(Path("configs/other.yaml"), "1", ["lr=1e-3", "loss=[focal, lovasz]"])
     assert given == {
         "fold": "1",
         "config_path": Path("configs/other.yaml"),
-        "overrides": ["lr=1e-3"],
+        "overrides": ["lr=1e-3", "loss=[focal, lovasz]"],
         "rehearsal": "augment_preview",
     }
+    next_line = (
+        "next: look at it, then python train.py --config configs/other.yaml --fold 1 lr=1e-3 'loss=[focal, lovasz]'"
+    )
+    assert capsys.readouterr().out.splitlines() == [next_line]
 
 
 def test_labels_are_said_as_the_loss_gets_them():

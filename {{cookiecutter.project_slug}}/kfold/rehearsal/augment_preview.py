@@ -90,7 +90,7 @@ def seen_in(
 
 def cell_of(seen: tuple[np.ndarray, np.ndarray] | None, task: str, names: Sequence[str]) -> Cell:
     if seen is None:
-        return Cell(None, "left out of this epoch")
+        return Cell(None, "left out")
     return Cell(seen[0], describe(task, names, seen[1]))
 
 

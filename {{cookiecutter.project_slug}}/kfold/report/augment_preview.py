@@ -1,5 +1,6 @@
 """A sheet of training images, drawn pixel by pixel."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,8 @@ from kfold.report.pictures import to_png
 
 DPI = 100
 GAP, LINE = 10, 18  # pixels, between images and above them
-LEAST = 96  # pixels, of an image on the sheet: smaller ones are enlarged, each pixel a square
-PER_LETTER = 6  # pixels
+LEAST = 128  # pixels, of an image on the sheet: smaller ones are enlarged, each pixel a square
+PER_LETTER = 6  # pixels, of every letter of the font
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,17 @@ def draw_sheet(title: str, headings: Sequence[str], rows: Sequence[SheetRow], si
     zoom = -(-LEAST // size)
     side = size * zoom
     width = GAP + (1 + len(headings)) * (side + GAP)
-    height = 2 * LINE + GAP + len(rows) * (side + LINE + GAP)
+    titles = textwrap.wrap(title, (width - 2 * GAP) // PER_LETTER)
+    head = (len(titles) + 1) * LINE
+    height = head + GAP + len(rows) * (side + LINE + GAP)
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     lefts = [GAP + column * (side + GAP) for column in range(1 + len(headings))]
-    write(figure, GAP, 0, title, width)
+    for number, line in enumerate(titles):
+        write(figure, GAP, number * LINE, line, width - 2 * GAP)
     for left, heading in zip(lefts, ["the file", *headings], strict=True):
-        write(figure, left, LINE, heading, side)
+        write(figure, left, head - LINE, heading, side)
     for number, row in enumerate(rows):
-        top = 2 * LINE + number * (side + LINE + GAP)
+        top = head + number * (side + LINE + GAP)
         shown = [fitted(row.original.pixels, side), *(enlarged(cell.pixels, zoom) for cell in row.cells)]
         for left, pixels, cell in zip(lefts, shown, [row.original, *row.cells], strict=True):
             write(figure, left, top, cell.label, side)
@@ -61,7 +65,7 @@ def write(figure: Figure, left: int, top: int, text: str, room: int) -> None:
     short = text if len(text) <= letters else text[: letters - 3] + "..."
     width, height = figure.get_size_inches() * DPI
     place = left / width, 1 - (top + LINE - 5) / height
-    figure.text(*place, short, fontsize=7, verticalalignment="baseline", parse_math=False)
+    figure.text(*place, short, fontsize=7, family="monospace", verticalalignment="baseline", parse_math=False)
 
 
 def enlarged(pixels: np.ndarray | None, zoom: int) -> np.ndarray | None:

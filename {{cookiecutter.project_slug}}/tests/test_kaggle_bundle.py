@@ -221,13 +221,14 @@ def test_the_commands_of_a_hand_over_exist_and_make_the_same_runs(root, monkeypa
     write_hand_over(Workspace(root), ["weighted"])
     commands = commands_of((root / "build" / "winner" / "entry_points.md").read_text())
     scripts = [command[1] for command in commands]
-    order = ["kaggle/download.py", "make_folds.py", "train.py", "train.py", "predict.py", "stack.py", "submit.py"]
-    assert scripts == order
+    order = ["kaggle/download.py", "make_folds.py", "train.py", "train.py", "predict.py", "predict.py", "stack.py"]
+    assert scripts == [*order, "submit.py"]
     for _, script, *words in commands:
         assert parses(script, words, monkeypatch)
     named = " ".join(" ".join(command) for command in commands)
     for run in artifacts.stack_of(Workspace(root), "weighted"):
         assert f"--config runs/{run}/config.yaml --name {run} --fold all" in named
+        assert f"--run {run} --weights last --tta {'flips' if run == 'baseline' else 'none'}" in named
     assert named.endswith("submit.py --run weighted")
 
 

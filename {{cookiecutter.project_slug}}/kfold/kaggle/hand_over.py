@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from kfold import artifacts
-from kfold.artifacts import Workspace
+from kfold.artifacts import ALL_DATA, Workspace
 from kfold.config import Competition, load_competition
 from kfold.errors import UserError
 from kfold.files import atomic_write
@@ -57,7 +57,7 @@ def entry_points(workspace: Workspace, facts: Competition, runs: Sequence[str], 
     train = [
         f"python train.py --config runs/{run}/config.yaml --name {run} --fold {k}" for run in trained for k in fits
     ]
-    predict = [f"python predict.py --run {' '.join(trained)}"]
+    predict = predict_commands(workspace, trained)
     for run in runs:
         if run not in trained:
             settings = read_stack_settings(workspace, run)
@@ -73,6 +73,19 @@ def entry_points(workspace: Workspace, facts: Competition, runs: Sequence[str], 
     }
     texts = [f"## {title}\n\n" + "".join(f"    {command}\n" for command in found) for title, found in sections.items()]
     return "# Entry points\n\n" + EXPLANATION + "\n" + "\n".join(texts)
+
+
+def predict_commands(workspace: Workspace, runs: Sequence[str]) -> list[str]:
+    """A command for each choice of weights and views: runs that are trained again have none to go by."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        numbers = workspace.trained_folds(run) or [ALL_DATA]
+        predicted = artifacts.read_manifest(workspace.fold_dir(run, numbers[0]))["predicted"]
+        alike.setdefault((predicted["weights"], predicted["tta"]), []).append(run)
+    return [
+        f"python predict.py --run {' '.join(names)} --weights {weights} --tta {tta}"
+        for (weights, tta), names in alike.items()
+    ]
 
 
 EXPLANATION = """In this order, in the repository's folder, after `pip install -r requirements.txt`. What is done

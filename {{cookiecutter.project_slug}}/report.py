@@ -57,7 +57,8 @@ def main(runs: Sequence[str] = (), compare: Sequence[str] = (), root: Path = ROO
     targets = competition.decode_targets(folds.table, facts)
     metric, groups = remembering(competition.metric(facts)), folds.group_or_none
     names = workspace.begun_runs()
-    refuse_unknown([*runs, *compare], names, workspace.runs_dir)
+    for wished in (runs, compare):
+        refuse_unknown(wished, names, workspace.runs_dir)
 
     found = {name: read_run(workspace, name, folds, targets, facts.task) for name in names}
     shown = [found[name] for name in compare or names]

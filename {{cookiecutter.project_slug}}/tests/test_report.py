@@ -211,6 +211,14 @@ def test_two_runs_are_compared_alone_on_the_rows_of_both(root, capsys):
     assert "lucky" not in texts(root)
     counts = re.findall(r"(?:both right|only \S+ right|both wrong) (\d+)", section(root, "better against worse"))
     assert sum(map(int, counts)) == 48
+    with pytest.raises(UserError, match="the same run is named twice"):
+        report.main(compare=["better", "better"], root=root)
+
+
+def test_one_of_two_runs_that_are_compared_can_be_shown_in_detail(root, capsys):
+    report.main(runs=["worse"], compare=["better", "worse"], root=root)
+    assert "in detail: worse" in texts(root)
+    assert "better minus worse" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("runs", "compare"), [(["nothing"], ()), ((), ["better", "nothing"])])

@@ -4,7 +4,7 @@ Command  python kaggle/download.py       or <competition> --into <folder> --over
 Reads    kaggle_competition of competition.yaml; `kaggle` keeps the account's key (pip install kaggle)
 Writes   data/: the archive's files, all of them or none; again: says that they are there
 
-Files of another competition, or of the demo, are not mixed with these: that is refused.
+Files of another competition, or of the demo, are not mixed with these: that is refused without --overwrite.
 """
 # ruff: noqa: E402
 

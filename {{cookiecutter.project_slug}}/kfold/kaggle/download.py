@@ -23,7 +23,8 @@ def refuse_other_data(slug: str, into: Path) -> bool:
         shown = ", ".join(there[:3]) + (" ..." if len(there) > 3 else "")
         whose = f"of {owner}" if owner else "of the demo, or put there by hand"
         raise UserError(
-            f"{into}: holds other data ({shown}), {whose}: move it, give --into another folder, or --overwrite"
+            f"{into}: holds other data ({shown}), {whose}: move it, or give --into another folder (--overwrite "
+            f"replaces files of the same name, and the others stay)"
         )
     return False
 

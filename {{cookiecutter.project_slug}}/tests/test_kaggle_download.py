@@ -1,19 +1,17 @@
 """kaggle/download.py with a stand-in for the `kaggle` command, which behaves as versions 2.0 to 2.2 do."""
 
-import importlib.util
 import json
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from kaggle_runs import SLUG, load_script
 from test_pipeline import write_settings
 
 from kfold.errors import UserError
 from kfold.kaggle.download import MARKER, SCRATCH
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-SLUG = "digits-2026"
 FILES = {
     "train.csv": "image_id,label\na,1\n",
     "sample_submission.csv": "image_id,label\nb,0\n",
@@ -35,13 +33,6 @@ if answer["code"] == 0:
 print(answer["said"])
 sys.exit(answer["code"])
 """
-
-
-def load_script(name: str):
-    specification = importlib.util.spec_from_file_location(f"kaggle_{name}", REPOSITORY / "kaggle" / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 download = load_script("download")

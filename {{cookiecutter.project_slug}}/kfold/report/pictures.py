@@ -60,8 +60,8 @@ def effects_picture(table: pd.DataFrame, deviation: float, title: str, unit: str
     return to_png(figure)
 
 
-def shorten_label(name: str) -> str:
-    return name if len(name) <= MAX_LABEL else name[: MAX_LABEL - 3] + "..."
+def shorten_label(name: str, longest: int = MAX_LABEL) -> str:
+    return name if len(name) <= longest else name[: longest - 3] + "..."
 
 
 def to_png(figure: Figure) -> bytes:

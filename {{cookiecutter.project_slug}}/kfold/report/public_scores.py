@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kfold.metrics import METRICS, Metric
-from kfold.report.drawing import COLORS, GREY, finish, make_axes
+from kfold.report.drawing import COLORS, GREY, finish, make_axes, name_points
 from kfold.report.leaderboard import Entry
 from kfold.report.parts import Part, Picture, Section, Table, Text
 from kfold.report.scores import show
@@ -48,11 +48,13 @@ def scatter(entries: Sequence[Entry], metric: Metric) -> Figure:
     figure, (axes,) = make_axes(1, 5.2, 4)
     for entry in entries:
         scores, public = entry.scores, entry.public_score
-        axes.plot([scores.low, scores.high], [public, public], color=COLORS[0], alpha=0.4)
+        axes.plot([scores.low, scores.high], [public, public], color=COLORS[0], alpha=0.6)
         axes.plot(scores.pooled, public, "o", color=COLORS[0])
-        axes.annotate(entry.run.name, (scores.pooled, public), xytext=(5, 5), textcoords="offset points", fontsize=9)
-    ends = [value for entry in entries for value in (entry.scores.pooled, entry.public_score)]
+    points = [(entry.scores.pooled, entry.public_score) for entry in entries]
+    ends = [value for point in points for value in point]
     axes.plot([min(ends), max(ends)], [min(ends), max(ends)], ":", color=GREY)
+    spans = [(entry.scores.low, entry.scores.high) for entry in entries]
+    name_points(axes, points, [entry.run.name for entry in entries], spans)
     axes.set_xlabel(f"{metric.name}, out of fold, with 95% interval")
     axes.set_ylabel("leaderboard")
     return finish(figure)

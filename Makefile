@@ -49,7 +49,7 @@ test-kaggle: .venv-kaggle/installed
 # Python 3.12, as on Kaggle, where it is installed.
 .venv-kaggle/installed: $(PROJECT)/requirements-kaggle.txt $(PROJECT)/requirements.txt
 	@test -n "$(PYTHON)" || { echo "error: found no Python 3.11 or newer: install it, or say make test-kaggle PYTHON=<path>" >&2; exit 2; }
-	"$$(command -v python3.12 || echo "$(PYTHON)")" -m venv --clear .venv-kaggle
+	"$$(python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || echo "$(PYTHON)")" -m venv --clear .venv-kaggle
 	.venv-kaggle/bin/python -m pip install --quiet -r "$(PROJECT)/requirements-kaggle.txt"
 	touch $@
 

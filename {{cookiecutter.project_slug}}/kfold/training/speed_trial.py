@@ -1,9 +1,11 @@
 """Real training steps on a copy of the model, to time ways to compute them, and to see that they compute the same.
 
 A way to compute is sane where a step on 16 random images has a finite loss within 5% of float32's, and a gradient that
-is within a quarter as long and points the same way: a cosine of 0.9 or more. Measured between bfloat16 and float32 on
-10 networks with random weights: loss within 1.5%, length within 2%, cosine 0.98 to 1.00. A compiled step is compared
-with the same step before compiling.
+is within a quarter as long and points the same way: a cosine of 0.7 or more. Measured between bfloat16 and float32 on
+10 networks with random weights: loss within 1.5%, length within 2%, cosine 0.98 to 1.00. Of tf_efficientnet_lite0 with
+ImageNet's weights the cosine is 0.77 to 0.87, where gradients of two batches have 0.0 to 0.1, and it learns as well:
+on photographs, three seeds of two folds, bfloat16 changed the accuracy of 0.624 by -0.002 (-0.037 to +0.033). A
+compiled step is compared with the same step before compiling.
 """
 
 import contextlib
@@ -32,7 +34,7 @@ from kfold.training.step import Moment
 from kfold.training.trial import trial_step
 
 NUM_SANE_IMAGES = 16  # with 4, BatchNorm lets rounding turn the gradient of a small network by 25 degrees
-LOSS_WITHIN, LENGTH_WITHIN, LEAST_COSINE = 0.05, 0.25, 0.9
+LOSS_WITHIN, LENGTH_WITHIN, LEAST_COSINE = 0.05, 0.25, 0.7
 TURN_SECONDS, MAX_STEPS = 0.05, 10  # a turn lasts so long, or so many steps
 
 Gradient = tuple[float, torch.Tensor]  # loss, and the gradient of all weights in one

@@ -49,8 +49,8 @@ def shards_to_predict(job: Job, overwrite: bool) -> list[Pending]:
     todo = []
     for fold in planned_folds(job):
         refuse_other_count(fold, overwrite)
-        is_done = is_predicted(job.manifests[fold.number], fold.request) or is_shard_done(fold)
-        if overwrite or not is_done:
+        # Asked in this order: `overwrite` also mends a shard that is damaged, which is_shard_done refuses.
+        if overwrite or not (is_predicted(job.manifests[fold.number], fold.request) or is_shard_done(fold)):
             todo.append(fold)
     if not todo:
         print(f"run {job.run}: shard {job.shard} is predicted already (--overwrite does it again)")

@@ -345,6 +345,17 @@ def test_a_damaged_shard_is_named(sharded):
         assert f"{path}: damaged" in problem
 
 
+@pytest.mark.parametrize("name", ["test.parquet", "manifest.json"])
+def test_a_damaged_shard_can_be_made_again_as_its_message_says(name, sharded, in_one_pass):
+    path = shard_dir(sharded, Shard(1, 3)) / name
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match="--overwrite"):
+        predict_shards(sharded, [Shard(1, 3)])
+    predict.predict_shard("baseline", Shard(1, 3), overwrite=True, root=sharded)
+    predict.merge_shards("baseline", root=sharded)
+    assert files_of(sharded) == in_one_pass
+
+
 def verify_problems(root: Path) -> list[str]:
     with pytest.raises(UserError) as refusal:
         make_folds.verify(["baseline"], root)

@@ -10,6 +10,7 @@ check cannot see is whether fold k's model really never saw fold k: that is the 
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -32,10 +33,10 @@ from kfold.files import file_sha256, locked, sync
 from kfold.intervals import FoldScores
 from kfold.ledger import record_run
 from kfold.report.tables import cv_table
-from kfold.seals import write_sealed
+from kfold.seals import refuse_broken_seal, write_sealed
 from kfold.settings import Settings, difference
 from kfold.team_checks import check_ancestors, check_run, compare_facts, compare_folds, notes_of, same_code
-from kfold.team_files import MANIFEST, copy_run, find_runs_dir
+from kfold.team_files import MANIFEST, copy_run, find_runs_dir, runs_in
 from kfold.verify import read_settings
 
 ROOT = Path(__file__).resolve().parent
@@ -91,7 +92,7 @@ def new_names(
     workspace: Workspace, source: Path, num_folds: int, runs: Sequence[str], name: str, prefix: str
 ) -> dict[str, str]:
     """The runs to take and their names here. Raises UserError for names that are odd, absent or taken."""
-    there = sorted(path.name for path in source.iterdir() if (path / "config.yaml").is_file())
+    there = runs_in(source)
     if not runs:
         runs = [run for run in there if is_finished_training(source / run, workspace, num_folds)]
         left_out = [run for run in there if run not in runs]
@@ -106,6 +107,8 @@ def new_names(
             artifacts.refuse_odd_name(run)
             artifacts.refuse_odd_name(new)
             artifacts.refuse_ablation(new)
+            if "stack" == new != run:
+                raise UserError("--as stack: stack.py puts its results there: take another name")
         except UserError as error:
             problems += error.problems
         is_taken = workspace.run_dir(new).exists() and not workspace.origin_path(new).exists()
@@ -133,7 +136,11 @@ def was_imported(workspace: Workspace, source: Path, name: str, num_folds: int) 
     path = workspace.origin_path(name)
     if not path.exists():
         return False
-    before = json.loads(path.read_text(encoding="utf-8"))["manifests"]
+    refuse_broken_seal(path)
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["manifests"]
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{path}: damaged: delete the run's folder, and import it again") from None
     if before == manifest_digests(workspace, source, num_folds):
         return True
     raise UserError(f"run {name}: imported before from other files: take this one --as another name, or delete that")
@@ -173,7 +180,8 @@ def check(
         problems, scores = check_run(staged, run, settings, data, copied.manifests)
         minutes = sum(float(manifest.get("minutes", 0)) for manifest in copied.manifests.values())
         notes += more + notes_of(staged, run, settings, copied.manifests)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:  # a stranger's JSON may hold anything
+    # A stranger's JSON and tables may hold anything: 10^400 overflows, a nested column is not implemented.
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, NotImplementedError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{source / run}: says things that no stage writes ({reason})") from None
     if problems:
@@ -205,11 +213,19 @@ def put_in_place(workspace: Workspace, staged: Workspace, source: Path, one: Imp
         "run": one.run,
         "from": str(source),
         "imported_at": datetime.now().isoformat(sep=" ", timespec="seconds"),
-        "manifests": manifest_digests(workspace, source / one.run, len(one.scores.by_fold)),
+        "manifests": {
+            staged.fold_dir(one.run, number).name: hashlib.sha256(
+                artifacts.manifest_text(manifest).encode()
+            ).hexdigest()
+            for number, manifest in one.manifests.items()  # what was checked: theirs may have changed since
+        },
     }
     write_sealed(staged.origin_path(one.run), json.dumps(origin, indent=1) + "\n")
     record_run(workspace.ledger_path, ledger_row(workspace, one, metric))  # first: a row too many does no harm
-    os.replace(folder, workspace.run_dir(one.name))
+    try:
+        os.replace(folder, workspace.run_dir(one.name))
+    except OSError as error:
+        raise UserError(f"{workspace.run_dir(one.name)}: cannot be put in place ({error.strerror})") from None
     sync(workspace.runs_dir)
     print(f"run {one.name}: imported from {source / one.run}\n{cv_table(metric, one.scores)}")
     for note in one.notes:

@@ -44,11 +44,26 @@ class Copied:
 def find_runs_dir(folder: Path) -> Path:
     """The folder of runs: `folder`/runs, or `folder` itself. Raises UserError."""
     for candidate in (folder / "runs", folder):
-        if candidate.is_dir() and any((path / "config.yaml").is_file() for path in candidate.iterdir()):
+        if candidate.is_dir() and runs_in(candidate):
             return candidate
     raise UserError(
         f"{folder}: no runs in it, nor in its folder runs: name a teammate's repository, or its runs folder"
     )
+
+
+def runs_in(folder: Path) -> list[str]:
+    """Names of the runs in a folder of runs, in order. Raises UserError where it cannot be read."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if holds_run(path))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}): mend its rights") from None
+
+
+def holds_run(path: Path) -> bool:
+    try:
+        return (path / "config.yaml").is_file()
+    except OSError:  # nobody may enter lost+found
+        return False
 
 
 def copy_run(source: Path, staged: Workspace, run: str, num_folds: int) -> Copied:
@@ -75,8 +90,10 @@ def copy_run(source: Path, staged: Workspace, run: str, num_folds: int) -> Copie
             copied.problems += collect(lambda path=path, target=target, sha256=sha256: copy_plain(path, target, sha256))
         for number, folder in folders.items():
             if number in copied.manifests:
-                target = staged.fold_dir(run, number)
-                copied.problems += collect(lambda folder=folder, target=target: copy_fold_texts(folder, target))
+                target, manifest = staged.fold_dir(run, number), copied.manifests[number]
+                copied.problems += collect(
+                    lambda folder=folder, target=target, manifest=manifest: copy_fold_texts(folder, target, manifest)
+                )
     return copied
 
 
@@ -172,9 +189,9 @@ def copy_sealed(source: Path, target: Path, names: Sequence[str]) -> None:
         raise UserError(problems)
 
 
-def copy_fold_texts(folder: Path, target: Path) -> None:
-    """The manifest, and files of a fold's folder that SHA256SUMS vouches for beside it."""
-    atomic_write(target / MANIFEST, read_plain(folder / MANIFEST))
+def copy_fold_texts(folder: Path, target: Path, manifest: dict) -> None:
+    """The manifest, as it was read, and files of a fold's folder that SHA256SUMS vouches for beside it."""
+    artifacts.save_manifest(target, manifest)
     names = ("pseudo.parquet", "dropped.csv")
     copy_sealed(folder, target, [name for name in names if (folder / name).exists()])
 

@@ -32,6 +32,7 @@ from kfold.fan_out.cluster import Outcome, choose_share, connected, has_ray, nod
 from kfold.fan_out.plan import Run, Task, commands_text, make_tasks, plan_runs
 from kfold.fan_out.shards import run_stages, stages_text
 from kfold.fan_out.storage import is_done_there, pull_fold, push_inputs, push_run, run_url
+from kfold.run_summary import summarize_run
 from kfold.fan_out.table import Screen
 from kfold.forecast import PREPARED
 from kfold.numbers import decimal, whole
@@ -206,7 +207,7 @@ def sum_up(
         if workspace.trained_folds(run.name) == list(range(folds.num_folds)):
             rows = take_rows(folds, config.limit)
             targets = competition.decode_targets(rows.table, facts)
-            train.summarize(workspace, run.name, facts, config, rows, targets, metric, run in trained)
+            summarize_run(workspace, run.name, facts, config, rows, targets, metric, run in trained)
 
 
 def judge(outcomes: Mapping[Task, Outcome], log_of: Callable[[Task], str], stop: Stop) -> None:

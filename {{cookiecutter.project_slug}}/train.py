@@ -33,7 +33,7 @@ import competition
 from kfold import artifacts
 from kfold.adopt import adopt_run
 from kfold.artifacts import Workspace
-from kfold.config import Competition, Config, load_competition, load_config, settings_hash
+from kfold.config import Competition, Config, load_competition, load_config
 from kfold.conflicts import task_contradictions
 from kfold.data.folds import Folds, read_folds, take_rows
 from kfold.data.loader import EpochOrder
@@ -62,15 +62,12 @@ from kfold.finish import (
 )
 from kfold.folds_at_once import read_wish
 from kfold.forecast import PREPARED, TimeForecast, bytes_needed, refuse_full_disk
-from kfold.intervals import score_folds
-from kfold.ledger import read_ledger, record_run
 from kfold.metrics import Metric
 from kfold.model.weights import copy_weights
 from kfold.needs import waiting_keys
 from kfold.numbers import whole
 from kfold.parallel_folds import train_at_once
-from kfold.report.tables import cv_table, fold_table
-from kfold.settings import difference
+from kfold.run_summary import summarize_run, tracked_part
 from kfold.setup.batches import make_batches
 from kfold.setup.cleaning import drop_doubtful
 from kfold.setup.network import refuse_unfit_model
@@ -84,7 +81,7 @@ from kfold.setup.start import make_network, make_training
 from kfold.setup.terms import load_teachers, make_terms
 from kfold.setup.training import make_recipe, make_saver
 from kfold.stopping import Stop, parse_seconds
-from kfold.tracking import Subject, refuse_absent_tracker, telling, told
+from kfold.tracking import refuse_absent_tracker, told
 from kfold.training.early_stopping import is_stalled
 from kfold.training.loop import fit
 from kfold.training.memory import full_memory_named
@@ -134,12 +131,7 @@ def main(
     if rehearsal:
         rehearse_fold(rehearsal, workspace, run, numbers[0], facts, config, folds, targets, num_rows, stop)
         return
-    if is_part and workspace.run_config_path(run).exists():  # by the parent, whose node may have other versions
-        by_first(artifacts.refuse_other_settings, workspace, run, facts, config)
-    else:
-        by_first(artifacts.register_run, workspace, run, facts, config, numbers, overwrite)
-    if waiting := waiting_keys(config):
-        print(f"run {run}: trained without pseudo-labels: {', '.join(waiting)} waits for pseudo_label.py --run {run}")
+    take_run(workspace, run, facts, config, numbers, overwrite, is_part)
     trained = resume_from is not None and by_first(adopt_run, workspace, resume_from, run, numbers, config, folds.stamp)
     if parallel and train_beside(workspace, config_path, overrides, run, numbers, folds.stamp, parallel, stop):
         numbers, trained = [], True
@@ -156,12 +148,17 @@ def main(
     if numbers == [artifacts.ALL_DATA]:
         print(f"next: python predict.py --run {run}")
     elif not (is_part or artifacts.is_ablation(run)):
-        by_first(summarize, workspace, run, facts, config, folds, targets, metric, trained)
+        by_first(summarize_run, workspace, run, facts, config, folds, targets, metric, trained)
     check_together(stop)  # a signal may have come with the last fold: later stages should not start
 
 
 def refuse_odd_request(
-    run: str, overwrite: bool, resume_from: Path | None, rehearsal: str, fold: str, parallel: str
+    run: str,
+    overwrite: bool = False,
+    resume_from: Path | None = None,
+    rehearsal: str = "",
+    fold: str = "all",
+    parallel: str = "",
 ) -> None:
     if parallel:
         read_wish(parallel)
@@ -184,6 +181,24 @@ def rehearse_fold(rehearsal: str, *chosen) -> None:
     from kfold.rehearsal.rehearse import rehearse
 
     rehearse(rehearsal, ChosenFold(*chosen))
+
+
+def take_run(
+    workspace: Workspace,
+    run: str,
+    facts: Competition,
+    config: Config,
+    numbers: Sequence[int],
+    overwrite: bool,
+    is_part: bool,
+) -> None:
+    """The run's folder is one of these settings from here on. Raises UserError where it is one of others."""
+    if is_part and workspace.run_config_path(run).exists():  # by the parent, whose node may have other versions
+        by_first(artifacts.refuse_other_settings, workspace, run, facts, config)
+    else:
+        by_first(artifacts.register_run, workspace, run, facts, config, numbers, overwrite)
+    if waiting := waiting_keys(config):
+        print(f"run {run}: trained without pseudo-labels: {', '.join(waiting)} waits for pseudo_label.py --run {run}")
 
 
 def train_beside(
@@ -361,20 +376,6 @@ def train_fold(
     by_first(artifacts.delete_states, workspace, run, number)
 
 
-def tracked_part(workspace: Workspace, facts: Competition, config: Config, run: str, part: str, stamp: str) -> Subject:
-    settings = config.model_dump(mode="json")
-    stamp = f"{settings_hash(config)} {stamp}"
-    return Subject(workspace.tracking_dir, facts.project_name, run, part, settings, stamp)
-
-
-def describe_trained(workspace: Workspace, run: str, num_folds: int, metric_name: str) -> str:
-    """The scores of the folds that are trained, and what to do about the others."""
-    numbers = workspace.trained_folds(run)
-    scores = {number: artifacts.read_manifest(workspace.fold_dir(run, number))["score"] for number in numbers}
-    others = ", ".join(str(number) for number in range(num_folds) if number not in numbers)
-    return f"\n{fold_table(metric_name, scores)}\nnext: the same command with --fold all (fold {others} to train)"
-
-
 def describe_epoch(result: EpochResult, epochs: int, metric_name: str, is_validated: bool) -> str:
     validation = f", validation loss {result.valid_loss:.4f}, {metric_name} {result.score:.5f}"
     return (
@@ -382,56 +383,6 @@ def describe_epoch(result: EpochResult, epochs: int, metric_name: str, is_valida
         f"{validation if is_validated else ''}, {result.images_per_second:.0f} images/s"
         + (f", {result.skipped} batches skipped (not finite)" if result.skipped else "")
     )
-
-
-def summarize(
-    workspace: Workspace,
-    run: str,
-    facts: Competition,
-    config: Config,
-    folds: Folds,
-    targets: Targets,
-    metric: Metric,
-    trained: bool,
-) -> None:
-    """Print the table of the folds that are trained; once all are there, add the run's row to the ledger if a fold was
-    trained now, or it has none."""
-    if workspace.trained_folds(run) != list(range(folds.num_folds)):
-        print(describe_trained(workspace, run, folds.num_folds, metric.name))
-        return
-    manifests = [artifacts.read_manifest(workspace.fold_dir(run, number)) for number in range(folds.num_folds)]
-    if not all("oof.parquet" in manifest["files"] for manifest in manifests):
-        print(f"run {run}: its predictions were interrupted; next: python predict.py --run {run}")
-        return
-    oof = artifacts.read_oof(workspace, run, folds.ids, folds.fold, folds.stamp)
-    scores = score_folds(metric, targets.values, oof.aligned_to(folds.ids), folds.fold, folds.group_or_none)
-    origin = f"weights={oof.stamps['weights']}, tta={oof.stamps['tta']}"
-    print(f"\nrun {run}, out of fold, {origin}:\n{cv_table(metric.name, scores)}")
-    if config.select == "best":
-        print("  optimistic: select=best chose the epoch on the fold that it is scored on; select=last does not")
-    if config.early_stopping:
-        print("  optimistic: early_stopping chose the length on the fold that is scored; early_stopping=0 does not")
-    if trained or run not in {row["run"] for row in read_ledger(workspace.ledger_path)}:  # killed before its row
-        baseline_path = workspace.run_config_path("baseline")
-        baseline = load_config(baseline_path) if baseline_path.exists() else Config()
-        speeds = [manifest["images_per_second"] for manifest in manifests]
-        row = {
-            "run": run,
-            "config_difference": difference(config, baseline),
-            "metric": metric.name,
-            "oof": scores.pooled,
-            "oof_low": scores.low,
-            "oof_high": scores.high,
-            "fold_scores": " ".join(f"{score:.5f}" for score in scores.by_fold.values()),
-            "minutes": round(sum(manifest["minutes"] for manifest in manifests), 2),
-            "images_per_second": round(float(np.mean(speeds)), 1),
-        }
-        record_run(workspace.ledger_path, row)
-        numbers = {name: row[name] for name in ("oof", "oof_low", "oof_high", "minutes")}
-        subject = tracked_part(workspace, facts, config, run, "summary", f"{folds.stamp} {row['oof']}")
-        with telling(config.tracker, subject) as tell:
-            tell(numbers, config.epochs)
-    print(f"next: python predict.py --run {run}")
 
 
 def parse_arguments() -> argparse.Namespace:

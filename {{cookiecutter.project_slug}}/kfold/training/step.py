@@ -131,10 +131,17 @@ def train_step(
         raise NotFinite([] if scaler.is_enabled() and torch.isfinite(loss) else batch.indices.tolist())
     if moment.clip_grad:
         torch.nn.utils.clip_grads_with_norm_(training.model.parameters(), moment.clip_grad, norm)
-    for group in optimizer.param_groups:
-        group["lr"] = moment.lr * group.get("lr_scale", 1.0)
+    move_weights(training, moment.lr, device)
+    average_statistics(training.model)
+    return loss
+
+
+def move_weights(training: Training, lr: float, device: torch.device) -> None:
+    """One step of the optimizer by the gradients that are there, at a learning rate that layers may scale."""
+    for group in training.optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     try:
-        scaler.step(optimizer)
+        training.scaler.step(training.optimizer)
     except RuntimeError as error:  # no second try: some weights may have changed already
         if not is_full_memory(error):
             raise
@@ -142,9 +149,7 @@ def train_step(
             f"the memory of the {device.type} is full in the optimizer's step: free it and run the same command again, "
             f"or take a smaller backbone"
         ) from None
-    scaler.update()
-    average_statistics(training.model)
-    return loss
+    training.scaler.update()
 
 
 class NotFinite(ArithmeticError):

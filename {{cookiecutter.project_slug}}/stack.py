@@ -79,13 +79,8 @@ def main(
     with ExitStack() as locks:
         for number in range(folds.num_folds):
             locks.enter_context(locked(workspace.fold_dir(name, number)))
-        changes = None if overwrite else find_changes(workspace, name, folds.num_folds, made_of)
-        if changes == []:
-            print(f"stack {name}: done before, of the same runs (--overwrite makes it again)")
-            print(f"next: python submit.py --run {name}")
+        if is_up_to_date(name, None if overwrite else find_changes(workspace, name, folds.num_folds, made_of)):
             return
-        if changes:
-            print(f"stack {name}: made again, because these changed: {', '.join(shorten(changes, limit=5))}")
         print(f"stack {name}: {len(methods)} methods on {', '.join(oof)}", flush=True)
         inputs = read_inputs(workspace, facts, folds, targets, oof, sources, features)
         groups = folds.group_or_none
@@ -107,6 +102,17 @@ def main(
         minutes = (time.perf_counter() - started) / 60
         write_stack(stack, parts, comparison.table, oof, tuned, minutes)
         summarize(stack, nested, minutes)
+
+
+def is_up_to_date(name: str, changes: Sequence[str] | None) -> bool:
+    """Whether the stack is done, and of these runs; it is said. changes: since it was made; None: it is to be made."""
+    if changes == []:
+        print(f"stack {name}: done before, of the same runs (--overwrite makes it again)")
+        print(f"next: python submit.py --run {name}")
+        return True
+    if changes:
+        print(f"stack {name}: made again, because these changed: {', '.join(shorten(changes, limit=5))}")
+    return False
 
 
 def find_doubtful(workspace: Workspace, runs: Sequence[str]) -> tuple[list[str], list[str]]:

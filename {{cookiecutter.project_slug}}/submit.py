@@ -57,6 +57,7 @@ def main(
     only: str = "",
 ) -> None:
     """Write and check the submission of `run` (default: the best finished one). only: prior or check, see --only."""
+    # Over 60 lines on purpose: the way to a checked file, and what is to be known of it, read top to bottom.
     workspace = Workspace(root)
     facts = load_competition(workspace.competition_path)
     output = output or workspace.submission_path
@@ -109,12 +110,16 @@ def main(
     print_hidden_scores(workspace, run, final, folds, targets, facts, metric, ids)
     print(f"\nrun {run}, fold by fold:\n{cv_table(metric.name, scores)}\n")
     print(f"{output}: checked, {len(table)} rows of {','.join(form.columns[:6])} ({form.content})")
+    print(hand_over(facts, output, upload, message or f"{run}: out of fold {score}"))
+
+
+def hand_over(facts: Competition, output: Path, upload: bool, message: str) -> str:
+    """Upload the file where that is asked for; what came of it, or how it is done."""
     if upload:
-        print(upload_file(facts.kaggle_competition, output, message or f"{run}: out of fold {score}"))
-    elif facts.kaggle_competition:
-        print('next: python submit.py --upload -m "what is new"')
-    else:
-        print(f"next: upload {output.name} by hand, or name kaggle_competition in competition.yaml for --upload")
+        return upload_file(facts.kaggle_competition, output, message)
+    if facts.kaggle_competition:
+        return 'next: python submit.py --upload -m "what is new"'
+    return f"next: upload {output.name} by hand, or name kaggle_competition in competition.yaml for --upload"
 
 
 def refuse_unnamed_full_fit(workspace: Workspace, run: str, all_data: bool) -> None:

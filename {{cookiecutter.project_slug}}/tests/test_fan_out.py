@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from types import SimpleNamespace
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,8 +24,8 @@ from kfold import artifacts
 from kfold.artifacts import Workspace
 from kfold.config import Config, load_competition, load_config
 from kfold.errors import UserError
-from kfold.fan_out import storage, worker
-from kfold.fan_out.cluster import Share, choose_share, startable
+from kfold.fan_out import storage, transfer, worker
+from kfold.fan_out.cluster import Outcome, Share, choose_share, outcome_of, read_board, startable
 from kfold.fan_out.plan import Run, Task, commands_text, deal, make_tasks, plan_runs, seed_words
 from kfold.fan_out.table import ORDER, Screen, table
 
@@ -171,7 +172,7 @@ def test_a_part_takes_the_registered_settings_whatever_the_versions_of_its_node(
 
 @given(
     st.lists(st.fixed_dictionaries({"CPU": st.integers(1, 64), "GPU": st.integers(0, 8)}), min_size=1, max_size=4),
-    st.sampled_from([None, 0.25, 0.5, 1.0, 2.0]),
+    st.sampled_from([None, 0.2, 0.25, 0.4, 0.5, 1.0, 2.0]),
 )
 def test_every_node_that_can_hold_a_fold_has_room_for_as_many_as_its_gpus_take(nodes, gpus):
     wished = gpus if gpus is not None else float(any(node["GPU"] for node in nodes))
@@ -182,7 +183,9 @@ def test_every_node_that_can_hold_a_fold_has_room_for_as_many_as_its_gpus_take(n
     share = choose_share(nodes, None, gpus)
     assert share.gpus == wished
     able = [node for node in nodes if node["GPU"] >= wished]
-    folds = [node["GPU"] // wished if wished else 1 for node in able]
+    at_once = {0.0: lambda gpus: 1, 0.2: lambda gpus: 5 * gpus, 0.25: lambda gpus: 4 * gpus, 0.4: lambda gpus: 2 * gpus,
+               0.5: lambda gpus: 2 * gpus, 1.0: lambda gpus: gpus, 2.0: lambda gpus: gpus // 2}  # fmt: skip
+    folds = [at_once[wished](node["GPU"]) for node in able]
     assert all(share.cores * count <= node["CPU"] or share.cores == 1 for node, count in zip(able, folds, strict=True))
     assert any((share.cores + 1) * count > node["CPU"] for node, count in zip(able, folds, strict=True))
 
@@ -294,6 +297,41 @@ def test_a_mistake_is_told_and_not_tried_again_and_anything_else_is(tmp_path):
     ):
         with pytest.raises(worker.TryAgain, match=reason):
             told(tmp_path, body)
+# What Ray says
+
+
+class RayError(Exception):
+    cause = None
+
+
+class Cancelled(RayError):
+    pass
+
+
+def ray_that_raises(error: Exception) -> SimpleNamespace:
+    def get(reference, timeout=None):
+        raise error
+
+    return SimpleNamespace(get=get, exceptions=SimpleNamespace(RayError=RayError, TaskCancelledError=Cancelled))
+
+
+def test_a_task_that_failed_is_told_in_a_line_whatever_its_error_says():
+    lost = RayError("the node is lost\nits log follows")
+    assert outcome_of(ray_that_raises(lost), None) == Outcome("failed", "RayError: the node is lost")
+    lost.cause = TimeoutError()  # as of fsspec, without a word
+    assert outcome_of(ray_that_raises(lost), None) == Outcome("failed", "TimeoutError: gives no reason")
+    assert outcome_of(ray_that_raises(Cancelled()), None) == Outcome("stopped")
+
+
+def test_trainings_go_on_while_nothing_is_known_of_them(capsys):
+    board = SimpleNamespace(read=SimpleNamespace(remote=lambda: None))
+    before = {"a, fold 0": {"state": "trains"}, "a, fold 1": {"state": "done"}}
+    assert read_board(ray_that_raises(RayError()), board, before) == before
+    assert "how far the tasks are is not known for now (RayError)" in capsys.readouterr().err
+    anew = SimpleNamespace(get=lambda reference, timeout: {"a, fold 0": {"state": "starts"}})
+    assert read_board(anew, board, before) == before | {"a, fold 0": {"state": "starts"}}
+
+
     assert "half-way" in (tmp_path / "runs/a/fold0/output.log").read_text()
 
 
@@ -355,6 +393,75 @@ def test_a_fold_waits_for_its_training_of_before(tmp_path):
 
 
 # Between nodes that share no disk
+
+
+def test_why_a_task_is_tried_again_is_told(tmp_path):
+    facts = []
+    with pytest.raises(worker.TryAgain) as raised:
+        worker.train_on_node(**errand(tmp_path, "sys.exit(75)"), say=lambda **its: facts.append(its))
+    assert facts[-1] == {"problem": str(raised.value)}
+
+
+@pytest.mark.parametrize("text", ["", "epoch,score\n", "epoch\n1\n", "epoch,score\none,0.5\n", "epoch,score\n1\n"])
+def test_a_log_of_another_form_is_told_and_the_training_goes_on(text, tmp_path):
+    (tmp_path / "log.csv").write_text(text)
+    (tmp_path / "output.log").write_text("ready")
+    facts = worker.progress(tmp_path, tmp_path / "output.log", 0, "ready")
+    assert facts["prepared"]
+    assert (facts.get("epoch") == 1) != facts.get("problem", "").startswith(f"{tmp_path}: ")
+
+
+def test_what_is_asked_of_a_node_is_what_it_does(root, monkeypatch):
+    """--part: the driver sums up, and versions of a node's own are no other settings."""
+    workspace, asked = Workspace(root), []
+    ray = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
+    monkeypatch.setattr(fan_out, "connected", lambda address: nullcontext(ray))
+    monkeypatch.setattr(fan_out, "train_all", lambda ray, tasks, errand_of, *_: asked.extend(map(errand_of, tasks)))
+    settings, urls = dict.fromkeys(RUNS, Config()), {run: f"memory://x/{run.name}" for run in RUNS}
+    for inputs in ("", "0123"):
+        asked.clear()
+        fan_out.fan_out(workspace, TASKS, settings, urls, inputs, "", None, None, 3, "node", fan_out.Stop())
+        for task, its in zip(TASKS, asked, strict=True):
+            inspect.signature(worker.train_on_node).bind(**its, say=None)
+            assert its["words"] == [*task.command, "--part"]
+            assert root / its["run"] / its["fold"] == workspace.fold_dir(task.run.name, task.number)
+            assert its["cores"] == 4
+            assert its.get("storage") == (f"memory://x/{task.run.name}" if inputs else None)
+
+
+def test_a_short_failure_of_the_storage_is_told_and_costs_no_training(tmp_path, monkeypatch):
+    failures = [TimeoutError("no answer")]
+
+    def push_run(url, run_dir, known):
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(worker, "pull_inputs", lambda url, inputs, node_dir: tmp_path)
+    for name, push in (("pull_fold", lambda *_: None), ("push_fold", lambda *_: None), ("push_run", push_run)):
+        monkeypatch.setattr(worker, name, push)
+    facts = []
+    given = errand(tmp_path, "print('ready', flush=True); time.sleep(0.5)", storage="s3://b/runs/a-0", inputs="0")
+    assert worker.train_on_node(**given, say=lambda **its: facts.append(its)) == ""
+    problems = [its["problem"] for its in facts if "problem" in its]
+    assert problems[0] == "s3://b/runs/a-0: TimeoutError: no answer"
+    assert set(problems[1:]) == {""}
+    assert failures == []
+    told_ready = [its.get("prepared") for its in facts if its["state"] == "trains" and its.get("problem")]
+    assert told_ready == [None]  # the run's other folds would look in the storage for what it has not
+    assert any(its.get("prepared") for its in facts)
+
+
+def test_a_fold_whose_files_do_not_reach_the_storage_is_not_done(tmp_path, monkeypatch):
+    def push_run(url, run_dir, known):
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(worker, "pull_inputs", lambda url, inputs, node_dir: tmp_path)
+    monkeypatch.setattr(worker, "pull_fold", lambda *_: None)
+    monkeypatch.setattr(worker, "push_run", push_run)
+    given = errand(tmp_path, "", storage="s3://b/runs/a-0", inputs="0")
+    with pytest.raises(TimeoutError, match="no answer"):
+        worker.train_on_node(**given, say=lambda **its: None)
 
 
 def test_what_is_sent_to_the_nodes_needs_no_code_of_this_repository():

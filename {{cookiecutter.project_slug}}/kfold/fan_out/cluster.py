@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -94,8 +95,15 @@ def choose_share(nodes: Sequence[Mapping[str, float]], cores: int | None, gpus: 
     if not able:
         raise UserError(f"no node has {cores or 1} CPU cores and {gpus:g} GPUs: {describe_nodes(nodes)}: ask for less")
     if cores is None:
-        cores = min(int(node["CPU"] // max(1, node["GPU"] // gpus if gpus else 1)) for node in able)
+        cores = min(int(node["CPU"] // folds_at_once(node.get("GPU", 0), gpus)) for node in able)
     return Share(max(1, cores), gpus)
+
+
+def folds_at_once(num_gpus: float, gpus: float) -> int:
+    """Of folds with so many GPUs each, or a part of one, which lies on one GPU; 1 of folds without."""
+    if not gpus:
+        return 1
+    return int(num_gpus) * int(1 / gpus + 1e-9) if gpus < 1 else int(num_gpus // gpus)  # 1 // 0.2 is 4
 
 
 def describe_nodes(nodes: Sequence[Mapping[str, float]]) -> str:
@@ -122,7 +130,7 @@ def train_all(
     its first starts alone until it has made what all share. After a signal, or the time limit, the trainings save.
     """
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), False)
-    board = ray.remote(num_cpus=0, scheduling_strategy=here)(worker.Board).remote()
+    board = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=-1)(worker.Board).remote()
     remote = ray.remote(num_cpus=share.cores, num_gpus=share.gpus, max_retries=retries, retry_exceptions=True)(
         worker.run_task
     )
@@ -142,7 +150,7 @@ def train_all(
             for reference in ray.wait(list(running), timeout=POLL_SECONDS)[0] if running else ():
                 task = running.pop(reference)
                 outcomes[task], ended_at[task] = outcome_of(ray, reference), time.time()
-            rows = ray.get(board.read.remote(), timeout=BOARD_SECONDS)
+            rows = read_board(ray, board, rows)
             for task, outcome in outcomes.items():
                 rows.setdefault(task.name, {}).update(state=outcome.state)
                 if task in ended_at:
@@ -166,6 +174,15 @@ def startable(
     return found
 
 
+def read_board(ray, board, before: dict[str, dict]) -> dict[str, dict]:
+    """What the tasks say, over what they said `before`: where the board is lost, and starts anew, they go on."""
+    try:
+        return before | ray.get(board.read.remote(), timeout=BOARD_SECONDS)
+    except ray.exceptions.RayError as error:
+        print(f"warning: how far the tasks are is not known for now ({type(error).__name__})", file=sys.stderr)
+        return before
+
+
 def outcome_of(ray, reference) -> Outcome:
     try:
         problem = ray.get(reference)
@@ -173,5 +190,6 @@ def outcome_of(ray, reference) -> Outcome:
         return Outcome("stopped")
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
-        return Outcome("failed", f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}")
+        first_line, *_ = [*str(cause).strip().splitlines(), "gives no reason"]
+        return Outcome("failed", f"{type(cause).__name__}: {first_line}")
     return Outcome("failed", problem) if problem else Outcome("done")

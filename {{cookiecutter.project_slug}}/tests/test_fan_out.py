@@ -86,6 +86,47 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(root, conf
 def test_without_ray_the_commands_are_printed_and_nothing_is_begun(root, monkeypatch, capsys):
     monkeypatch.setattr(fan_out, "has_ray", lambda: False)
     with pytest.raises(UserError, match="pip install ray"):
+@pytest.mark.parametrize("name", ["a b", "stack", "ablations"])
+def test_a_config_whose_run_could_not_begin_stops_the_others_before_they_do(name, root, tmp_path):
+    copy = Path(shutil.copytree(root, tmp_path / "copy", symlinks=True))
+    shutil.copy(copy / "configs" / "baseline.yaml", copy / "configs" / f"{name}.yaml")
+    with pytest.raises(UserError, match=name):
+        fan_out.main(["baseline", name], root=copy)
+    assert not (copy / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "problem"),
+    [
+        ({"cores": 0}, "--cpus-per-fold 0: write 1 or more"),
+        ({"gpus": -0.5}, "--gpus-per-fold -0.5: write a part of one"),
+        ({"gpus": 1.5}, "--gpus-per-fold 1.5: write a part of one"),
+        ({"gpus": float("nan")}, "--gpus-per-fold nan: write a part of one"),
+        ({"retries": -1}, "--retries -1: write 0 or more"),
+        ({"sessions": -1}, "--sessions -1: write 0 or more"),
+    ],
+)
+def test_numbers_that_ask_for_nothing_are_refused(numbers, problem, root):
+    with pytest.raises(UserError, match=problem):
+        fan_out.main(**numbers, root=root)
+    assert not (root / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("--time-limit soon", "--time-limit soon: write hours, minutes and seconds"),
+        ("--predict a b --storage memory://x", "--predict with --storage: is of training: leave it out"),
+        ("--predict a --seeds 3 lr=1", "--predict with --seeds, lr=1: is of training"),
+        ("--predict lr=1", "--predict with lr=1: is of training"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(words, problem, capsys):
+    assert exit_code(REPOSITORY / "fan_out.py", *words.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {problem}")
+
+
         fan_out.main(seeds="2", root=root)
     alone = capsys.readouterr().out
     fan_out.main(seeds="2", prints=True, root=root)
@@ -216,7 +257,9 @@ def test_the_table_shows_how_far_each_task_is_and_the_sums():
     }
     lines = table(TASKS, rows, {"a": 3, "b": 4}, now=400).splitlines()
     assert [line.split() for line in lines[:4]] == [
-        ["run", "fold", "state", "epoch", "score", "node", "time", "try"],
+        ["run", "fold", "state", "epoch", "score", "node", "time", "try", "problem"],
+    rows["a, fold 0"]["problem"] = "of an earlier try"
+    rows["a, fold 1"]["problem"] = "lost " * 100  # a line that is broken could not be drawn over
         ["a", "0", "done", "3/3", "0.50000", "n1", "60s", "2"],
         ["a", "1", "trains", "1/3", "0.25000", "n2", "5m"],
         ["a", "2", "waits"],
@@ -242,6 +285,11 @@ def test_lines_are_printed_for_news_alone_and_a_terminal_is_drawn_over(capsys):
     screen = Screen(TASKS, {"a": 2, "b": 2}, is_terminal=True)
     screen.show({})
     lines = capsys.readouterr().out.count("\n")
+    for problem in ("killed\nby SIGKILL", "killed\nby SIGKILL", ""):
+        screen.show({TASKS[0].name: {"state": "trains", "epoch": 2, "score": 0.5, "problem": problem}})
+    assert capsys.readouterr().out.splitlines() == [
+        f"a, fold 0: trains, epoch 2/2, score 0.50000{problem}" for problem in (", problem killed\\nby SIGKILL", "")
+    ]
     screen.show({})
     assert capsys.readouterr().out.startswith(f"\x1b[{lines}F\x1b[J")
 
@@ -341,59 +389,8 @@ def test_what_an_earlier_try_said_is_not_taken_for_this_one(tmp_path):
     _, facts = told(tmp_path, "")
     assert not any(its.get("prepared") for its in facts)
 
-
-def test_a_node_that_does_not_see_the_folder_says_so(tmp_path):
-    problem = worker.train_on_node(**{**errand(tmp_path, ""), "root": str(tmp_path / "no")}, say=lambda **its: None)
-    assert re.search("sees no .*/no/train.py: share this folder with it, or use --storage", problem)
-
-
-def wait_until(is_so, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no signal of a parent's death")
-def test_a_training_saves_when_its_worker_is_killed(tmp_path):
-    given = errand(tmp_path, "time.sleep(60)")
-    code = f"from kfold.fan_out import worker; worker.train_on_node(**{given!r}, say=lambda **its: None)"
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY)
-    folder = tmp_path / "runs/a/fold0"
-    wait_until(lambda: (folder / "begins").exists())
-    parent.kill()
-    parent.wait()
-    wait_until(lambda: (folder / "saved").exists())
-
-
-def test_a_task_that_is_cancelled_lets_its_training_save(tmp_path, monkeypatch):
-    folder = tmp_path / "runs/a/fold0"
-    monkeypatch.setattr(worker, "POLL_SECONDS", 0.05)
-
-    def say(**facts):
-        if (folder / "begins").exists() and not (folder / "saved").exists():
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        worker.train_on_node(**errand(tmp_path, "time.sleep(60)"), say=say)
-    assert (folder / "saved").exists()
-
-
-def test_a_fold_waits_for_its_training_of_before(tmp_path):
-    folder = tmp_path / "runs/a/fold0"
-    folder.mkdir(parents=True)
-    ended = []
-    with FileLock(folder / ".lock"):
-        second = threading.Thread(target=lambda: ended.append(told(tmp_path, "")))
-        second.start()
-        second.join(0.5)
-        assert not (folder / "begins").exists()
-    second.join()
-    assert ended[0][0] == ""
-
-
-# Between nodes that share no disk
-
+    with pytest.raises(worker.TryAgain, match="killed by SIGKILL on .*: it said nothing"):
+        told(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
 
 def test_why_a_task_is_tried_again_is_told(tmp_path):
     facts = []
@@ -467,6 +464,65 @@ def test_a_fold_whose_files_do_not_reach_the_storage_is_not_done(tmp_path, monke
 def test_what_is_sent_to_the_nodes_needs_no_code_of_this_repository():
     for module in (storage, worker):
         tree = ast.parse(Path(module.__file__).read_text())
+def test_a_node_that_does_not_see_the_folder_says_so(tmp_path):
+    problem = worker.train_on_node(**{**errand(tmp_path, ""), "root": str(tmp_path / "no")}, say=lambda **its: None)
+    assert re.search("sees no .*/no/train.py: share this folder with it, or use --storage", problem)
+
+
+def wait_until(is_so, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no signal of a parent's death")
+def test_a_training_saves_when_its_worker_is_killed(tmp_path):
+    given = errand(tmp_path, "time.sleep(60)")
+    code = f"from kfold.fan_out import worker; worker.train_on_node(**{given!r}, say=lambda **its: None)"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY)
+    folder = tmp_path / "runs/a/fold0"
+    wait_until(lambda: (folder / "begins").exists())
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: (folder / "saved").exists())
+
+
+def test_a_task_that_is_cancelled_lets_its_training_save(tmp_path, monkeypatch):
+    folder = tmp_path / "runs/a/fold0"
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.05)
+
+    sent = []
+
+    def say(**facts):
+        if (folder / "begins").exists() and not (folder / "saved").exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker, "pull_inputs", lambda url, inputs, node_dir: tmp_path)
+    for name in ("pull_fold", "push_run"):
+        monkeypatch.setattr(worker, name, lambda *_: None)
+    monkeypatch.setattr(worker, "push_fold", lambda *_: sent.append((folder / "saved").exists()))
+    with pytest.raises(KeyboardInterrupt):
+        worker.train_on_node(**errand(tmp_path, "time.sleep(60)", storage="s3://b/runs/a-0", inputs="0"), say=say)
+    assert sent == [True]  # what was saved last goes to the storage
+
+
+def test_a_fold_waits_for_its_training_of_before(tmp_path):
+    folder = tmp_path / "runs/a/fold0"
+    folder.mkdir(parents=True)
+    ended = []
+    with FileLock(folder / ".lock"):
+        second = threading.Thread(target=lambda: ended.append(told(tmp_path, "")))
+        second.start()
+        second.join(0.5)
+        assert not (folder / "begins").exists()
+    second.join()
+    assert ended[0][0] == ""
+
+
+# Between nodes that share no disk
+
+
         names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         names += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
         assert {name for name in names if name.startswith("kfold")} <= {"kfold.fan_out.storage"}
@@ -517,7 +573,7 @@ def test_a_damaged_input_is_refused(url, tmp_path):
 def test_a_fold_goes_from_node_to_node_and_home(url, tmp_path):
     run = storage.run_url(url, "a", "0123")
     first = write(tmp_path / "first/a", config_yaml="c", fold0__state_pt="s1", fold0__log_csv="l1")
-    storage.push_run(run, first)
+    storage.push_run(run, first, set())
     known = set()
     storage.push_fold(run, first, "fold0", known)
     second = write(tmp_path / "second/a", config_yaml="of another run", fold1__manifest_json="of another run")
@@ -536,6 +592,96 @@ def test_a_fold_goes_from_node_to_node_and_home(url, tmp_path):
 def test_what_vouches_for_others_is_sent_after_them(tmp_path, monkeypatch):
     names = ["manifest.json", "snapshot1.safetensors", "state.pt", "previous.pt", "log.csv", "zebra"]
     for name in names:
+def test_a_fold_that_is_done_on_a_node_is_not_put_back_to_what_was_sent_of_it(url, tmp_path):
+    run = storage.run_url(url, "a", "0123")
+    node = write(tmp_path / "node/a", fold0__state_pt="s1", fold0__log_csv="l1")
+    (node / ".origin").write_text(run)
+    storage.push_run(run, node, set())
+    storage.push_fold(run, node, "fold0", set())
+    (node / "fold0/state.pt").unlink()
+    write(node, fold0__manifest_json="m", fold0__log_csv="l2")  # the connection is lost: nothing of it is sent
+    before = texts(node)
+    storage.pull_fold(run, node, "fold0")
+    assert texts(node) == before
+
+
+def test_files_of_a_run_are_sent_when_they_have_changed(tmp_path, monkeypatch):
+    run_dir, known, sent = write(tmp_path / "a", config_yaml="c", speed_json="s"), set(), []
+    system, _ = storage.connect("memory://x")
+    monkeypatch.setattr(type(system), "put_file", lambda self, source, target: sent.append(Path(target).name))
+    for text in ("s", "changed"):
+        if text != "s":
+            write(run_dir, speed_json=text)
+        storage.push_run("memory://x/runs/a", run_dir, known)
+    assert sent == ["config.yaml", "speed.json", "speed.json"]
+
+
+def test_a_fold_that_cannot_be_taken_home_is_named_and_the_others_are_taken(tmp_path, monkeypatch):
+    workspace, taken = Workspace(tmp_path), []
+    workspace.runs_dir.mkdir()
+
+    def adopt(workspace, folder, run, numbers, config, stamp):
+        if numbers == [1]:
+            raise UserError(f"{Workspace(folder).fold_dir(run, 1)}/last.safetensors: damaged")
+        taken.append((run, *numbers))
+
+    monkeypatch.setattr(artifacts, "is_done", lambda workspace, run, number, stamp: (run, number) == ("b", 2))
+    for name, of_storage in (("is_done_there", lambda *_: True), ("pull_fold", lambda *_: None), ("adopt_run", adopt)):
+        monkeypatch.setattr(transfer, name, of_storage)
+    urls = {run: f"s3://b/runs/{run.name}-0" for run in RUNS}
+    problems = transfer.collect(workspace, urls, dict.fromkeys(RUNS, Config()), [0, 1, 2], "stamp")
+    where = [f"s3://b/runs/{name}-0/fold1" for name in ("a", "b")]
+    assert problems == [f"{url}/last.safetensors: damaged (or delete {url}, to train it anew)" for url in where]
+    assert taken == [("a", 0), ("a", 2), ("b", 0)]
+    with pytest.raises(UserError, match=r"a, fold 0 failed"):
+        fan_out.judge({TASKS[0]: Outcome("failed", "x")}, str, fan_out.Stop(), problems)
+    with pytest.raises(UserError, match="or delete"):
+        fan_out.judge({TASKS[0]: Outcome("done")}, str, fan_out.Stop(), problems)
+
+
+def test_code_folds_data_and_settings_reach_a_node_also_through_links(tmp_path):
+    here = write(tmp_path / "here", train_py="t", competition_yaml="c", folds_csv="f", configs__a_yaml="a", weights="w")
+    write(here, kfold__data__loader_py="l", kfold__data__loader_pyc="no", runs__a__config_yaml="r", README_md="no")
+    (here / "data").symlink_to(write(tmp_path / "elsewhere", train_csv="rows", images__1_png="1"))
+    (tmp_path / "elsewhere" / "more").symlink_to(write(tmp_path / "disk", a__2_png="2"))
+    workspace, run = Workspace(here), Run("a", "configs/a.yaml", ())
+    url = f"file://{tmp_path}/store"
+    urls = {run: storage.run_url(url, "a", "0")}
+    digest = transfer.send_inputs(workspace, FACTS, {run: Config(pretrained_path="weights")}, urls, url)
+    node = storage.pull_inputs(url, digest, tmp_path / "node")
+    assert texts(node) == {
+        "train.py": "t", "competition.yaml": "c", "folds.csv": "f", "configs/a.yaml": "a", "weights": "w",
+        "kfold/data/loader.py": "l", "data/train.csv": "rows", "data/images/1.png": "1", "data/more/a/2.png": "2",
+    }  # fmt: skip
+    storage.pull_fold(urls[run], node / "runs/a", "fold0")
+    assert (node / "runs/a/config.yaml").read_text() == "r"
+
+
+def test_a_run_of_other_settings_or_folds_lies_elsewhere_in_the_storage():
+    assert transfer.identity(Config(), "a") == transfer.identity(Config(), "a")
+    names = [transfer.identity(Config(lr=lr), stamp) for lr in (0.1, 0.2) for stamp in ("a", "b")]
+    assert len(set(names)) == 4
+
+
+@pytest.mark.parametrize("address", ["nothing://x", "file:///proc/nothing/store"])
+def test_an_address_that_cannot_be_written_to_is_told_in_one_line(address):
+    with pytest.raises(UserError, match=f"^--storage {address}: cannot be used ") as refusal:
+        transfer.refuse_unreachable(address)
+    assert len(refusal.value.problems) == 1
+
+
+def test_files_outside_of_the_repository_are_not_sent_and_named(root, tmp_path, monkeypatch):
+    (tmp_path / "other.yaml").write_text("")
+    (tmp_path / "mine.safetensors").write_text("")
+    dotted = f"{os.path.relpath(tmp_path, root)}/mine.safetensors"
+    for weights in (str(tmp_path / "mine.safetensors"), dotted):
+        words = [f"pretrained_path={weights}"]
+        with pytest.raises(UserError) as refusal:
+            fan_out.main([str(tmp_path / "other.yaml")], words=words, storage="memory://x", root=root)
+        assert [line.partition(": ")[0] for line in refusal.value.problems] == [str(tmp_path / "other.yaml"), weights]
+        assert all("lies outside of this folder" in line for line in refusal.value.problems)
+
+
         (tmp_path / "a/fold0").mkdir(parents=True, exist_ok=True)
         (tmp_path / "a/fold0" / name).write_text("x")
     system, _ = storage.connect("memory://x")

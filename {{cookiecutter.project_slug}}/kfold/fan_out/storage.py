@@ -78,7 +78,8 @@ def run_url(url: str, run: str, identity: str) -> str:
 def pull_fold(url: str, run_dir: Path, fold: str) -> None:
     """Put what is known of a fold in its place on this node, from the address of its run; the run's own files first.
 
-    What a run of other settings left under this name on the node is deleted.
+    What a run of other settings left under this name on the node is deleted. A fold that is done here stays as it is:
+    the storage may lack its last files.
     """
     system, base = connect(url)
     origin = run_dir / ".origin"
@@ -90,12 +91,13 @@ def pull_fold(url: str, run_dir: Path, fold: str) -> None:
             origin.write_text(url)
         if not (run_dir / "speed.json").exists():  # the first fold has made it since
             receive(system, base, run_dir)
-    receive(system, f"{base}/{fold}", run_dir / fold)
+    if not (run_dir / fold / "manifest.json").exists():
+        receive(system, f"{base}/{fold}", run_dir / fold)
 
 
-def push_run(url: str, run_dir: Path) -> None:
-    """Send a run's own files, such as its settings; what is there is replaced."""
-    push_files(url, run_dir, set())
+def push_run(url: str, run_dir: Path, known: set) -> None:
+    """Send the run's own files, such as its settings, that changed since `known`; what is there is replaced."""
+    push_files(url, run_dir, known)
 
 
 def push_fold(url: str, run_dir: Path, fold: str, known: set) -> None:

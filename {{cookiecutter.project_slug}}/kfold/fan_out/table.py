@@ -6,10 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from kfold.errors import one_line
 from kfold.fan_out.plan import Task
 from kfold.stopping import describe_seconds
 
-HEADER = ("run", "fold", "state", "epoch", "score", "node", "time", "try")
+HEADER = ("run", "fold", "state", "epoch", "score", "node", "time", "try", "problem")
+PROBLEM_LENGTH = 60  # characters in the table, whose lines should not be broken; lines of what is new have all
 ORDER = ("failed", "trains", "starts", "stopped", "waits", "done")  # the first are shown where there is no room for all
 
 Row = Mapping[str, object]
@@ -22,6 +24,7 @@ def table(tasks: Sequence[Task], rows: Mapping[str, Row], epochs: Mapping[str, i
         urgent = sorted(tasks, key=lambda task: ORDER.index(state_of(rows, task)))[:most]
         shown = [task for task in tasks if task in urgent]
     cells = [HEADER, *(cells_of(task, rows.get(task.name, {}), epochs[task.run.name], now) for task in shown)]
+    cells = [(*line[:-1], line[-1][:PROBLEM_LENGTH]) for line in cells]
     widths = [max(len(line[place]) for line in cells) for place in range(len(HEADER))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     return "\n".join([*lines, sums(tasks, rows)])
@@ -34,7 +37,8 @@ def cells_of(task: Task, row: Row, epochs: int, now: float) -> tuple[str, ...]:
     taken = "" if seconds is None else describe_seconds(seconds)
     tries = str(row["tries"]) if row.get("tries", 0) > 1 else ""
     state = str(row.get("state", "waits"))
-    return (task.run.name, str(task.number), state, epoch, score, str(row.get("node", "")), taken, tries)
+    problem = "" if state == "done" else one_line(str(row.get("problem", "")))
+    return (task.run.name, str(task.number), state, epoch, score, str(row.get("node", "")), taken, tries, problem)
 
 
 def state_of(rows: Mapping[str, Row], task: Task) -> str:
@@ -65,8 +69,8 @@ class Screen:
             return
         for task in self.tasks:
             row = rows.get(task.name, {})
-            news = (row.get("state", "waits"), row.get("epoch"), row.get("tries"))
-            if news != self.before.get(task.name, ("waits", None, None)):
+            news = (row.get("state", "waits"), row.get("epoch"), row.get("tries"), row.get("problem", ""))
+            if news != self.before.get(task.name, ("waits", None, None, "")):
                 cells = cells_of(task, row, self.epochs[task.run.name], time.time())
                 said = [f"{name} {cell}" for name, cell in zip(HEADER[3:], cells[3:], strict=True) if cell]
                 print(", ".join([f"{task.name}: {cells[2]}", *said]), flush=True)

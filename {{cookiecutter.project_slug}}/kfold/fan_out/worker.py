@@ -78,32 +78,35 @@ def train_on_node(
         return f"{socket.gethostname()} sees no {here / words[0]}: share this folder with it, or use --storage"
     folder = here / run / fold
     folder.mkdir(parents=True, exist_ok=True)
-    log_path, known = folder / "output.log", set()  # known: what was sent to the storage
+    log_path, known, known_of_run = folder / "output.log", set(), set()  # known: what was sent to the storage
 
     def look(is_over: bool = False) -> None:
         facts = progress(folder, log_path, seen, prepared)
         is_news = bool(facts.get("prepared")) and PREPARED_MARK not in known  # the run's other folds wait for this
         if storage and (is_over or is_news or has_changed(folder, known)):
             try:
-                push_run(storage, here / run)
+                push_run(storage, here / run, known_of_run)
                 push_fold(storage, here / run, fold, known)
                 known.update([PREPARED_MARK] if is_news else [])
+                facts.setdefault("problem", "")  # an earlier one is over
             except Exception as error:  # each store has its own; a short failure should not cost the training
                 if is_over:
                     raise
-                facts["problem"] = f"{type(error).__name__}: {error}"
+                facts["problem"] = f"{storage}: {type(error).__name__}: {error}"
                 facts.pop("prepared", None)
         say(**facts)
 
     wait_for(folder)
     seen = log_path.stat().st_size if log_path.exists() else 0  # what earlier tries said
     code = watch(lambda: start_training(words, here, log_path, cores), look)
-    last = last_line(log_path)
+    last = last_line(log_path, seen)
     if code == 0:
         log_path.unlink(missing_ok=True)
     look(is_over=True)
     if code not in (0, MISTAKE):
-        raise TryAgain(f"{describe(code)} on {socket.gethostname()}: {last}")
+        reason = f"{describe(code)} on {socket.gethostname()}: {last}"
+        say(problem=reason)  # Ray tells what the last try raises, not why there was another one
+        raise TryAgain(reason)
     return "" if code == 0 else last.removeprefix("error: ")
 
 
@@ -158,23 +161,24 @@ def wait_for(folder: Path) -> None:
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=LOCK_SECONDS)
-        lock.release()
     except Timeout:
-        pass
+        return  # train.py starts, and ends with the holder's name as its last line
+    lock.release()
 
 
 def progress(folder: Path, log_path: Path, seen: int, prepared: str) -> dict[str, object]:
-    """How far the training is, by its files."""
+    """How far the training is, by its files; why that cannot be seen is a fact like others: the training goes on."""
     facts: dict[str, object] = {"state": "trains"}
     try:
-        rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
-        facts |= {"epoch": int(rows[-1]["epoch"]), "score": float(rows[-1]["score"])} if rows else {}
-    except (OSError, KeyError, ValueError):
-        pass  # no epoch is over
-    if log_path.exists():
-        with log_path.open("rb") as file:
-            file.seek(seen)
-            facts["prepared"] = prepared.encode() in file.read()
+        if log_path.exists():
+            with log_path.open("rb") as file:
+                file.seek(seen)
+                facts["prepared"] = prepared.encode() in file.read()
+        if (folder / "log.csv").exists():  # an epoch is over
+            *_, row = csv.DictReader((folder / "log.csv").read_text().splitlines())
+            facts |= {"epoch": int(row["epoch"]), "score": float(row["score"] or "nan")}
+    except (OSError, KeyError, TypeError, ValueError) as error:  # of the file system, or a file of another form
+        facts["problem"] = f"{folder}: {type(error).__name__}: {error}"
     return facts
 
 
@@ -187,8 +191,9 @@ def has_changed(folder: Path, known: set) -> bool:
         return False
 
 
-def last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+def last_line(path: Path, seen: int = 0) -> str:
+    """What a process said last. seen: bytes of earlier ones."""
+    lines = path.read_bytes()[seen:].decode(errors="replace").splitlines() if path.exists() else []
     return next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
 

@@ -14,28 +14,26 @@ The nodes see this folder at the same path, or --storage s3://bucket/prefix (any
 """
 
 import argparse
-import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import competition
+import predict
 import train
 from kfold import artifacts
-from kfold.adopt import adopt_run
 from kfold.artifacts import ALL_DATA, Workspace
-from kfold.config import Competition, Config, load_competition, load_config, settings_hash
+from kfold.config import Competition, Config, load_competition, load_config
 from kfold.data.folds import Folds, read_folds, take_rows
 from kfold.errors import Interrupted, UserError, run_stage
 from kfold.fan_out.cluster import Outcome, choose_share, connected, has_ray, nodes_of, train_all
 from kfold.fan_out.plan import Run, Task, commands_text, make_tasks, plan_runs
 from kfold.fan_out.shards import run_stages, stages_text
-from kfold.fan_out.storage import is_done_there, pull_fold, push_inputs, push_run, run_url
-from kfold.run_summary import summarize_run
+from kfold.fan_out.storage import run_url
 from kfold.fan_out.table import Screen
+from kfold.fan_out.transfer import collect, identity, refuse_unreachable, refuse_unsendable, send_inputs
 from kfold.forecast import PREPARED
 from kfold.numbers import decimal, whole
+from kfold.run_summary import summarize_run
 from kfold.shards import shard_commands
 from kfold.stopping import Stop, parse_seconds
 
@@ -63,8 +61,8 @@ def main(
 
     Raises UserError that names each fold that failed, or Interrupted, with the states saved, when `stop` says so.
     """
-    stop = stop or Stop()
-    workspace = Workspace(root)
+    stop, workspace = stop or Stop(), Workspace(root)
+    refuse_odd_numbers(cores, gpus, retries, sessions)
     facts = load_competition(workspace.competition_path)
     all_folds = read_folds(workspace.folds_path, workspace.data_path(facts, facts.train_csv), facts)
     runs = plan_runs(root, configs, seeds, words)
@@ -78,12 +76,14 @@ def main(
     if not has_ray():
         print(commands_text(tasks))
         raise UserError("Ray is not installed (pip install ray): nothing was trained; the commands above do the same")
+    if storage:
+        refuse_unreachable(storage)
 
     for run, config in settings.items():
         artifacts.register_run(workspace, run.name, facts, config, numbers, overwrite=False)
     urls = {run: run_url(storage, run.name, identity(config, all_folds.stamp)) for run, config in settings.items()}
-    if storage:
-        collect(workspace, urls, settings, numbers, all_folds.stamp)
+    if storage and (problems := collect(workspace, urls, settings, numbers, all_folds.stamp)):
+        raise UserError(problems)
     undone = [task for task in tasks if not artifacts.is_done(workspace, task.run.name, task.number, all_folds.stamp)]
     print(f"{len(tasks)} trainings, of which {len(tasks) - len(undone)} were done before")
 
@@ -95,10 +95,9 @@ def main(
     if undone:
         inputs = send_inputs(workspace, facts, settings, urls, storage) if storage else ""
         outcomes = fan_out(workspace, undone, settings, urls, inputs, address, cores, gpus, retries, node_dir, stop)
-    if storage and undone:
-        collect(workspace, urls, settings, numbers, all_folds.stamp)
+    problems = collect(workspace, urls, settings, numbers, all_folds.stamp) if storage and undone else []
     sum_up(workspace, facts, all_folds, settings, {task.run for task in undone})
-    judge(outcomes, log_of, stop)
+    judge(outcomes, log_of, stop, problems)
     print(f"next: python predict.py --run {' '.join(run.name for run in runs)}, then python stack.py")
 
 
@@ -117,8 +116,7 @@ def predict_in_shards(
 
     Raises UserError that names each command that failed.
     """
-    if count < 1:
-        raise UserError(f"--shards {count}: write how many, such as 16")
+    refuse_odd_numbers(cores, gpus, retries, shards=count)
     workspace, stages = Workspace(root), shard_commands(runs, count)
     if prints:
         print(stages_text(stages))
@@ -126,12 +124,27 @@ def predict_in_shards(
     if not has_ray():
         print(stages_text(stages))
         raise UserError("Ray is not installed (pip install ray): nothing was predicted; the commands above do the same")
+    predict.refuse_untrained(workspace, runs)
     commands = [words for stage in stages for words in stage]
     logs = {words: workspace.shard_log_path(runs[0], number) for number, words in enumerate(commands)}
     with connected(address) as ray:
         share = choose_share(nodes_of(ray), cores, gpus)
         run_stages(ray, stages, logs, root, share, retries, stop or Stop())
     print(f"next: python submit.py --run {runs[0]}")
+
+
+def refuse_odd_numbers(cores: int | None, gpus: float | None, retries: int, sessions: int = 0, shards: int = 1) -> None:
+    """Raise UserError for numbers that Ray would take amiss, or that ask for nothing."""
+    problems = []
+    if cores is not None and cores < 1:
+        problems.append(f"--cpus-per-fold {cores}: write 1 or more")
+    if gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
+        problems.append(f"--gpus-per-fold {gpus:g}: write a part of one, such as 0.5, or a whole number")
+    for flag, number, least in (("retries", retries, 0), ("sessions", sessions, 0), ("shards", shards, 1)):
+        if number < least:
+            problems.append(f"--{flag} {number}: write {least} or more")
+    if problems:
+        raise UserError(problems)
 
 
 def choose_folds(wish: str, folds: Folds, settings: Mapping[Run, Config]) -> list[int]:
@@ -153,10 +166,12 @@ def refuse_wrong_choices(
     """What would stop a training should stop it here, before any begins. Raises UserError."""
     num_outputs = len(competition.decode_targets(folds.table, facts).names)
     for run, config in settings.items():
+        artifacts.refuse_odd_name(run.name)
+        train.refuse_odd_request(run.name)
         artifacts.refuse_stack(workspace, run.name)
         train.refuse_wrong_choices(config, facts, num_outputs)
-        if storage and (config.distill_from or config.clean_labels_from or config.pseudo_from):
-            raise UserError(f"run {run.name}: learns from another run, which --storage does not send: share the folder")
+    if storage:
+        refuse_unsendable(workspace, facts, settings)
 
 
 def fan_out(
@@ -210,54 +225,21 @@ def sum_up(
             summarize_run(workspace, run.name, facts, config, rows, targets, metric, run in trained)
 
 
-def judge(outcomes: Mapping[Task, Outcome], log_of: Callable[[Task], str], stop: Stop) -> None:
-    """Raise UserError that names the folds which failed, else Interrupted where some were stopped."""
-    if failed := {task: outcome for task, outcome in outcomes.items() if outcome.state == "failed"}:
+def judge(
+    outcomes: Mapping[Task, Outcome], log_of: Callable[[Task], str], stop: Stop, problems: Sequence[str] = ()
+) -> None:
+    """Raise UserError that names the folds which failed, else Interrupted where some were stopped.
+
+    problems: of folds that are done, and could not be brought here.
+    """
+    failed = {task: outcome.problem for task, outcome in outcomes.items() if outcome.state == "failed"}
+    if failed or problems:
         raise UserError(
-            [f"{task.name} failed, see {log_of(task)}: {outcome.problem}" for task, outcome in failed.items()]
+            [*problems, *(f"{task.name} failed, see {log_of(task)}: {problem}" for task, problem in failed.items())]
         )
     stop.check()
     if stopped := [task.name for task, outcome in outcomes.items() if outcome.state == "stopped"]:
         raise Interrupted(f"{'; '.join(stopped)} was stopped")
-
-
-# With --storage
-
-
-def identity(config: Config, fold_stamp: str) -> str:
-    return hashlib.sha256(f"{settings_hash(config)} {fold_stamp}".encode()).hexdigest()[:12]
-
-
-def send_inputs(
-    workspace: Workspace, facts: Competition, settings: Mapping[Run, Config], urls: Mapping[Run, str], storage: str
-) -> str:
-    """Send code, folds and data, and the settings of each run; the digest of the first."""
-    root = workspace.root
-    own_weights = {config.pretrained_path for config in settings.values() if config.pretrained_path}
-    files = [path for pattern in ("*.py", "*.yaml", "kfold/**/*.py") for path in root.glob(pattern)]
-    files += [root / run.config_path for run in settings] + [root / path for path in own_weights]
-    for folder, _, names_there in os.walk(root / facts.data_dir, followlinks=True):
-        files += [Path(folder) / name for name in names_there]
-    names = [path.relative_to(root).as_posix() for path in [*files, workspace.folds_path]]
-    print(f"{storage}: {len(names)} files of code, folds and data")
-    for run, url in urls.items():
-        push_run(url, workspace.run_dir(run.name))
-    return push_inputs(storage, root, names)
-
-
-def collect(
-    workspace: Workspace, urls: Mapping[Run, str], settings: Mapping[Run, Config], numbers: Sequence[int], stamp: str
-) -> None:
-    """Copy the folds that are done in the storage, and not here."""
-    for run, url in urls.items():
-        for number in numbers:
-            fold = workspace.fold_dir(run.name, number).name
-            if artifacts.is_done(workspace, run.name, number, stamp) or not is_done_there(url, fold):
-                continue
-            with tempfile.TemporaryDirectory(dir=workspace.runs_dir, prefix=".fan-out-") as folder:
-                found = Workspace(Path(folder))
-                pull_fold(url, found.run_dir(run.name), fold)
-                adopt_run(workspace, found.root, run.name, [number], settings[run], stamp)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -279,15 +261,28 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shards", type=whole, default=16, help="with --predict: how many parts (default: 16)")
     parser.add_argument("--sessions", type=whole, default=0, help="print them in as many blocks, for Kaggle sessions")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of kfold/config.py, e.g. lr=1e-3")
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    words = arguments.configs  # it takes what follows, too
+    arguments.configs = [word for word in words if "=" not in word]
+    arguments.overrides += [word for word in words if "=" in word]
+    return arguments
+
+
+def refuse_words_of_training(arguments: argparse.Namespace) -> None:
+    """Raise UserError for what --predict would leave aside."""
+    given = [f"--{name}" for name in ("seeds", "storage", "sessions") if getattr(arguments, name)]
+    given += [word for word in [*arguments.predict, *arguments.overrides] if "=" in word]
+    if given:
+        raise UserError(f"--predict with {', '.join(given)}: is of training: leave it out")
 
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    stop = Stop(None if arguments.time_limit is None else parse_seconds(arguments.time_limit))
 
     def main_of_all() -> None:
+        stop = Stop(None if arguments.time_limit is None else parse_seconds(arguments.time_limit))
         if arguments.predict:
+            refuse_words_of_training(arguments)
             predict_in_shards(
                 arguments.predict,
                 arguments.shards,
@@ -300,10 +295,10 @@ if __name__ == "__main__":
             )
             return
         main(
-            [name for name in arguments.configs if "=" not in name],
+            arguments.configs,
             arguments.folds,
             arguments.seeds,
-            arguments.overrides + [word for word in arguments.configs if "=" in word],
+            arguments.overrides,
             arguments.address,
             arguments.cpus_per_fold,
             arguments.gpus_per_fold,

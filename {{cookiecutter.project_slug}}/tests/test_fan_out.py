@@ -1,6 +1,7 @@
 """The list of trainings, their commands, what a node does with one, a storage between nodes; no Ray."""
 
 import ast
+import inspect
 import os
 import re
 import shutil
@@ -8,15 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from types import SimpleNamespace
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from test_artifacts import FACTS
-from test_pipeline import REPOSITORY, prepare
+from test_pipeline import REPOSITORY, exit_code, prepare
 
 import fan_out
 import train
@@ -65,6 +67,7 @@ def test_each_command_means_its_own_run_and_fold_to_train(root, monkeypatch):
 @pytest.mark.parametrize(
     ("configs", "seeds", "words", "problem"),
     [
+        ([], "", ["lr=1e-3"], "--configs: name one or more files of configs/"),
         (["nothing"], "", [], "--configs nothing: there is no .*nothing.yaml"),
         (["baseline", "configs/baseline.yaml"], "", [], "baseline is named twice"),
         (["baseline"], "0", [], "--seeds 0: write how many"),
@@ -83,9 +86,6 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(root, conf
     assert not (root / "runs").exists()
 
 
-def test_without_ray_the_commands_are_printed_and_nothing_is_begun(root, monkeypatch, capsys):
-    monkeypatch.setattr(fan_out, "has_ray", lambda: False)
-    with pytest.raises(UserError, match="pip install ray"):
 @pytest.mark.parametrize("name", ["a b", "stack", "ablations"])
 def test_a_config_whose_run_could_not_begin_stops_the_others_before_they_do(name, root, tmp_path):
     copy = Path(shutil.copytree(root, tmp_path / "copy", symlinks=True))
@@ -127,6 +127,9 @@ def test_a_mistake_on_the_command_line_is_one_line(words, problem, capsys):
     assert line.startswith(f"error: {problem}")
 
 
+def test_without_ray_the_commands_are_printed_and_nothing_is_begun(root, monkeypatch, capsys):
+    monkeypatch.setattr(fan_out, "has_ray", lambda: False)
+    with pytest.raises(UserError, match="pip install ray"):
         fan_out.main(seeds="2", root=root)
     alone = capsys.readouterr().out
     fan_out.main(seeds="2", prints=True, root=root)
@@ -255,13 +258,13 @@ def test_the_table_shows_how_far_each_task_is_and_the_sums():
         "a, fold 0": {"state": "done", "epoch": 3, "score": 0.5, "node": "n1", "started": 0, "ended": 60, "tries": 2},
         "a, fold 1": {"state": "trains", "epoch": 1, "score": 0.25, "node": "n2", "started": 100, "tries": 1},
     }
+    rows["a, fold 0"]["problem"] = "of an earlier try"
+    rows["a, fold 1"]["problem"] = "lost " * 100  # a line that is broken could not be drawn over
     lines = table(TASKS, rows, {"a": 3, "b": 4}, now=400).splitlines()
     assert [line.split() for line in lines[:4]] == [
         ["run", "fold", "state", "epoch", "score", "node", "time", "try", "problem"],
-    rows["a, fold 0"]["problem"] = "of an earlier try"
-    rows["a, fold 1"]["problem"] = "lost " * 100  # a line that is broken could not be drawn over
         ["a", "0", "done", "3/3", "0.50000", "n1", "60s", "2"],
-        ["a", "1", "trains", "1/3", "0.25000", "n2", "5m"],
+        ["a", "1", "trains", "1/3", "0.25000", "n2", "5m", *["lost"] * 12],
         ["a", "2", "waits"],
     ]
     assert lines[-1] == "1 done, 4 waits, 1 trains"
@@ -282,16 +285,51 @@ def test_lines_are_printed_for_news_alone_and_a_terminal_is_drawn_over(capsys):
     assert capsys.readouterr().out.splitlines() == [
         f"a, fold 0: trains, epoch {epoch}/2, score 0.50000" for epoch in (1, 2)
     ]
-    screen = Screen(TASKS, {"a": 2, "b": 2}, is_terminal=True)
-    screen.show({})
-    lines = capsys.readouterr().out.count("\n")
     for problem in ("killed\nby SIGKILL", "killed\nby SIGKILL", ""):
         screen.show({TASKS[0].name: {"state": "trains", "epoch": 2, "score": 0.5, "problem": problem}})
     assert capsys.readouterr().out.splitlines() == [
         f"a, fold 0: trains, epoch 2/2, score 0.50000{problem}" for problem in (", problem killed\\nby SIGKILL", "")
     ]
+    screen = Screen(TASKS, {"a": 2, "b": 2}, is_terminal=True)
+    screen.show({})
+    lines = capsys.readouterr().out.count("\n")
     screen.show({})
     assert capsys.readouterr().out.startswith(f"\x1b[{lines}F\x1b[J")
+
+
+# What Ray says
+
+
+class RayError(Exception):
+    cause = None
+
+
+class Cancelled(RayError):
+    pass
+
+
+def ray_that_raises(error: Exception) -> SimpleNamespace:
+    def get(reference, timeout=None):
+        raise error
+
+    return SimpleNamespace(get=get, exceptions=SimpleNamespace(RayError=RayError, TaskCancelledError=Cancelled))
+
+
+def test_a_task_that_failed_is_told_in_a_line_whatever_its_error_says():
+    lost = RayError("the node is lost\nits log follows")
+    assert outcome_of(ray_that_raises(lost), None) == Outcome("failed", "RayError: the node is lost")
+    lost.cause = TimeoutError()  # as of fsspec, without a word
+    assert outcome_of(ray_that_raises(lost), None) == Outcome("failed", "TimeoutError: gives no reason")
+    assert outcome_of(ray_that_raises(Cancelled()), None) == Outcome("stopped")
+
+
+def test_trainings_go_on_while_nothing_is_known_of_them(capsys):
+    board = SimpleNamespace(read=SimpleNamespace(remote=lambda: None))
+    before = {"a, fold 0": {"state": "trains"}, "a, fold 1": {"state": "done"}}
+    assert read_board(ray_that_raises(RayError()), board, before) == before
+    assert "how far the tasks are is not known for now (RayError)" in capsys.readouterr().err
+    anew = SimpleNamespace(get=lambda reference, timeout: {"a, fold 0": {"state": "starts"}})
+    assert read_board(anew, board, before) == before | {"a, fold 0": {"state": "starts"}}
 
 
 # On a node: trainings that are no trainings
@@ -345,52 +383,17 @@ def test_a_mistake_is_told_and_not_tried_again_and_anything_else_is(tmp_path):
     ):
         with pytest.raises(worker.TryAgain, match=reason):
             told(tmp_path, body)
-# What Ray says
-
-
-class RayError(Exception):
-    cause = None
-
-
-class Cancelled(RayError):
-    pass
-
-
-def ray_that_raises(error: Exception) -> SimpleNamespace:
-    def get(reference, timeout=None):
-        raise error
-
-    return SimpleNamespace(get=get, exceptions=SimpleNamespace(RayError=RayError, TaskCancelledError=Cancelled))
-
-
-def test_a_task_that_failed_is_told_in_a_line_whatever_its_error_says():
-    lost = RayError("the node is lost\nits log follows")
-    assert outcome_of(ray_that_raises(lost), None) == Outcome("failed", "RayError: the node is lost")
-    lost.cause = TimeoutError()  # as of fsspec, without a word
-    assert outcome_of(ray_that_raises(lost), None) == Outcome("failed", "TimeoutError: gives no reason")
-    assert outcome_of(ray_that_raises(Cancelled()), None) == Outcome("stopped")
-
-
-def test_trainings_go_on_while_nothing_is_known_of_them(capsys):
-    board = SimpleNamespace(read=SimpleNamespace(remote=lambda: None))
-    before = {"a, fold 0": {"state": "trains"}, "a, fold 1": {"state": "done"}}
-    assert read_board(ray_that_raises(RayError()), board, before) == before
-    assert "how far the tasks are is not known for now (RayError)" in capsys.readouterr().err
-    anew = SimpleNamespace(get=lambda reference, timeout: {"a, fold 0": {"state": "starts"}})
-    assert read_board(anew, board, before) == before | {"a, fold 0": {"state": "starts"}}
-
-
     assert "half-way" in (tmp_path / "runs/a/fold0/output.log").read_text()
 
 
 def test_what_an_earlier_try_said_is_not_taken_for_this_one(tmp_path):
     with pytest.raises(worker.TryAgain):
         told(tmp_path, "print('ready'); sys.exit(75)")
+    with pytest.raises(worker.TryAgain, match="killed by SIGKILL on .*: it said nothing"):
+        told(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
     _, facts = told(tmp_path, "")
     assert not any(its.get("prepared") for its in facts)
 
-    with pytest.raises(worker.TryAgain, match="killed by SIGKILL on .*: it said nothing"):
-        told(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
 
 def test_why_a_task_is_tried_again_is_told(tmp_path):
     facts = []
@@ -461,9 +464,6 @@ def test_a_fold_whose_files_do_not_reach_the_storage_is_not_done(tmp_path, monke
         worker.train_on_node(**given, say=lambda **its: None)
 
 
-def test_what_is_sent_to_the_nodes_needs_no_code_of_this_repository():
-    for module in (storage, worker):
-        tree = ast.parse(Path(module.__file__).read_text())
 def test_a_node_that_does_not_see_the_folder_says_so(tmp_path):
     problem = worker.train_on_node(**{**errand(tmp_path, ""), "root": str(tmp_path / "no")}, say=lambda **its: None)
     assert re.search("sees no .*/no/train.py: share this folder with it, or use --storage", problem)
@@ -523,6 +523,9 @@ def test_a_fold_waits_for_its_training_of_before(tmp_path):
 # Between nodes that share no disk
 
 
+def test_what_is_sent_to_the_nodes_needs_no_code_of_this_repository():
+    for module in (storage, worker):
+        tree = ast.parse(Path(module.__file__).read_text())
         names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         names += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
         assert {name for name in names if name.startswith("kfold")} <= {"kfold.fan_out.storage"}
@@ -589,9 +592,6 @@ def test_a_fold_goes_from_node_to_node_and_home(url, tmp_path):
     assert texts(tmp_path / "home/a") == {"config.yaml": "c", "fold0/manifest.json": "m", "fold0/log.csv": "l2"}
 
 
-def test_what_vouches_for_others_is_sent_after_them(tmp_path, monkeypatch):
-    names = ["manifest.json", "snapshot1.safetensors", "state.pt", "previous.pt", "log.csv", "zebra"]
-    for name in names:
 def test_a_fold_that_is_done_on_a_node_is_not_put_back_to_what_was_sent_of_it(url, tmp_path):
     run = storage.run_url(url, "a", "0123")
     node = write(tmp_path / "node/a", fold0__state_pt="s1", fold0__log_csv="l1")
@@ -682,6 +682,9 @@ def test_files_outside_of_the_repository_are_not_sent_and_named(root, tmp_path, 
         assert all("lies outside of this folder" in line for line in refusal.value.problems)
 
 
+def test_what_vouches_for_others_is_sent_after_them(tmp_path, monkeypatch):
+    names = ["manifest.json", "snapshot1.safetensors", "state.pt", "previous.pt", "log.csv", "zebra"]
+    for name in names:
         (tmp_path / "a/fold0").mkdir(parents=True, exist_ok=True)
         (tmp_path / "a/fold0" / name).write_text("x")
     system, _ = storage.connect("memory://x")

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from test_pipeline import prepare
 
 import fan_out
 from kfold.errors import Interrupted, UserError
@@ -77,6 +78,31 @@ def test_a_stop_is_passed_on_before_the_next_stage(root):
     with pytest.raises(Interrupted):
         run(root, ["good"], stop)
     assert (root / "order").read_text().split() == ["--oof"]
+
+
+def test_a_task_is_told_once_to_stop(root):
+    """A second time would interrupt it while it waits for its process."""
+    told, looks = [], iter([False, False, False])
+
+    class Slow(CallsAtOnce):
+        def wait(self, references, timeout):
+            return super().wait(references, timeout) if next(looks, True) else ([], references)
+
+        def cancel(self, reference):
+            told.append(reference)
+
+    stages = shard_commands(["good"], 3)
+    with pytest.raises(Interrupted):
+        run_stages(Slow(), stages, {stages[0][0]: root / "log"}, root, Share(1, 0), 0, Stop(0))
+    assert len(told) == 1
+
+
+def test_a_run_that_is_not_trained_is_refused_before_anything_starts(tmp_path):
+    root = prepare(tmp_path, "multiclass", 48, 6)
+    for name, problem in (("none", "run none: no trained fold in"), ("../up", "run name '../up'")):
+        with pytest.raises(UserError, match=problem):
+            fan_out.predict_in_shards([name], 3, "no address is asked for", root=root)
+    assert not (root / "runs").exists()
 
 
 def test_a_node_without_the_folder_says_so(tmp_path):

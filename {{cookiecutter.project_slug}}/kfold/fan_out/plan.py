@@ -46,6 +46,8 @@ def plan_runs(root: Path, configs: Sequence[str], seeds: str, words: Sequence[st
     runs = []
     if any(re.match(r"seed=.*\.\.", word) for word in words):
         raise UserError("seed=a..b is train.py's: here it is --seeds a..b")
+    if not configs:
+        raise UserError("--configs: name one or more files of configs/")
     for config in configs:
         path = root / (config if config.endswith(".yaml") else f"configs/{config}.yaml")
         if not path.is_file():

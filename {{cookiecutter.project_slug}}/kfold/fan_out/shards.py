@@ -45,11 +45,12 @@ def run_stages(
     with stop.listening():
         for stage in stages:
             running = {remote.remote(words, str(root), str(logs[words]), share.cores): words for words in stage}
-            problems = []
+            problems, is_told = [], False
             while running:
-                if stop.is_due:
+                if stop.is_due and not is_told:
+                    is_told = True  # a second time would interrupt a task that waits for its process to end
                     for reference in running:
-                        ray.cancel(reference)  # once more does no harm
+                        ray.cancel(reference)
                 for reference in ray.wait(list(running), timeout=POLL_SECONDS)[0]:
                     words, outcome = running.pop(reference), outcome_of(ray, reference)
                     print(f"{shlex.join(['python', *words])}: {outcome.state}", flush=True)

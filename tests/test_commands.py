@@ -138,6 +138,9 @@ IN_ANOTHER_TEST = {
     "python fan_out.py --configs baseline --seeds 5 --address <head>:6379 --storage s3://bucket/prefix": (
         "test_fan_out_ray.py::test_a_fold_of_a_lost_node_goes_on_elsewhere_from_what_was_stored"
     ),
+    "python fan_out.py --predict baseline-seed1 baseline-seed2 --shards 16 --address <head>:6379": (
+        "test_fan_out_ray.py::test_test_rows_that_are_predicted_in_tasks_are_those_of_predict_py"
+    ),
     "python fan_out.py --configs baseline efficientnet_b0 --seeds 3 --print > tasks.txt": PRINTED,
     "python fan_out.py --configs baseline efficientnet_b0 --seeds 3 --sessions 5": (
         "test_fan_out.py::test_sessions_are_blocks_of_the_same_commands_and_end_at_home"

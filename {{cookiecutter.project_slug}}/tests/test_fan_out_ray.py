@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 import torch
 from interrupted import fingerprint
-from reliability import FULL
+from reliability import FULL, count
 from test_fan_out import SCRIPT, wait_until
+from test_fan_out_shards import SCRIPT as PREDICTS
 from test_pipeline import copy_code, prepare
 
 import fan_out
@@ -23,7 +24,9 @@ from kfold.errors import Interrupted, UserError
 from kfold.fan_out import cluster as nodes
 from kfold.fan_out.cluster import Outcome, Share, connected, train_all
 from kfold.fan_out.plan import Run, make_tasks
+from kfold.fan_out.shards import run_stages
 from kfold.fan_out.table import Screen
+from kfold.shards import shard_commands
 from kfold.stopping import Stop
 
 os.environ |= nodes.SETTINGS
@@ -31,7 +34,7 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as there, Ray then talk
 pytest.importorskip("ray", reason="a fan-out needs Ray")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a training must end with a worker that is killed")
 
-EPOCHS = 30  # of a quarter of a second
+EPOCHS = count(12, 30)  # of a quarter of a second
 WORDS = [f"epochs={EPOCHS}", "save_batches=1"]
 NODE = {"num_cpus": 1, "object_store_memory": nodes.OBJECT_BYTES}
 
@@ -60,6 +63,7 @@ def nodes_dir(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NODES", str(tmp_path_factory.mktemp("nodes")))
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(nodes, "POLL_SECONDS", 0.1)  # how often a disturbance is asked whether it is time
         yield
 
 
@@ -247,6 +251,36 @@ def test_a_signal_to_the_driver_lets_every_training_save_and_starts_no_other(clu
     assert {outcome.state for outcome in found.values()} == {"stopped"}
     assert len(list(tmp_path.glob("runs/a/fold*/saved"))) == 2
     assert len(list(tmp_path.glob("runs/a/fold*/begins"))) == 2
+
+
+def test_shards_are_tasks_one_that_fails_is_named_and_nothing_is_merged(cluster, tmp_path):
+    (tmp_path / "predict.py").write_text(PREDICTS)
+    for run in ("good", "bad"):
+        stages = shard_commands([run], 3)
+        logs = {words: tmp_path / f"{number}.log" for number, words in enumerate(w for stage in stages for w in stage)}
+        with connected(cluster.address) as ray:
+            begin = lambda: run_stages(ray, stages, logs, tmp_path, Share(1, 0.0), 0, Stop())  # noqa: B023, E731
+            if run == "good":
+                begin()
+            else:
+                with pytest.raises(UserError, match="--run bad --shard 2/3: failed, see .*shard 2/3 has a problem"):
+                    begin()
+    order = (tmp_path / "order").read_text().split()
+    assert (order[0], sorted(order[1:4]), order[4]) == ("--oof", ["1/3", "2/3", "3/3"], "--merge")
+    assert (order[5], sorted(order[6:])) == ("--oof", ["1/3", "2/3", "3/3"])
+
+
+@pytest.mark.skipif(not FULL, reason="half a minute: only under RELIABILITY=full")
+def test_test_rows_that_are_predicted_in_tasks_are_those_of_predict_py(cluster, root, undisturbed):
+    configure(root, "spread")
+    fan_out.main(["spread"], words=["epochs=1"], address=cluster.address, cores=1, root=root)
+    fan_out.predict_in_shards(["spread"], 2, cluster.address, cores=1, root=root)
+    folders = [root / "runs" / "spread" / f"fold{number}" for number in range(3)]
+    in_shards = [(folder / "test.parquet").read_bytes() for folder in folders]
+    assert not list((root / "runs" / "spread").glob(".predict-*.log"))
+    done = subprocess.run([sys.executable, "predict.py", "--run", "spread", "--overwrite"], cwd=root)
+    assert done.returncode == 0
+    assert [(folder / "test.parquet").read_bytes() for folder in folders] == in_shards
 
 
 def test_what_was_stopped_or_failed_decides_how_the_command_ends():

@@ -236,6 +236,7 @@ def test_every_node_that_can_hold_a_fold_has_room_for_as_many_as_its_gpus_take(n
 
 def test_what_is_asked_for_is_given_or_refused():
     assert choose_share([{"CPU": 8.0}, {"CPU": 4.0}], 2, 0.0) == Share(2, 0.0)
+    assert choose_share([{"CPU": 40.0, "GPU": 1.0}], None, 0.2) == Share(8, 0.2)
     with pytest.raises(UserError, match="no node has 9 CPU cores and 0 GPUs: 8 cores, 0 GPUs: ask for less"):
         choose_share([{"CPU": 8.0}], 9, None)
 

@@ -224,6 +224,14 @@ def is_same(one: object, other: object) -> bool:
     return one == other
 
 
+def test_one_slow_step_does_not_make_the_first_guess():
+    with trial_of(make_rig(tiny_model()), make_batch(), make_batch()) as bench:
+        bench.gradient = lambda *_: None
+        ticks = iter([0.0, 16.0, 20.0, 20.16, 30.0, 30.32])
+        bench.now = lambda: next(ticks)
+        assert bench.seconds_an_image(Speed()) == pytest.approx(0.01)
+
+
 def test_a_trial_leaves_model_and_generators_bit_for_bit():
     model = tiny_model().train()
     model.head.weight.requires_grad_(False)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -28,9 +29,19 @@ OPTIMISM = (
 def run_limit(workspace: Workspace, run: str) -> int:
     """Rows that a trial run was made with; 0: all. Raises UserError when there is no such run."""
     if not workspace.run_config_path(run).exists():
-        found = ", ".join(workspace.run_names()) or "no finished run yet: run train.py"
-        raise UserError(f"run '{run}': no such run in {workspace.runs_dir}: there are {found}")
-    return int(read_yaml(workspace.run_config_path(run)).get("limit", 0))
+        names = ", ".join(workspace.run_names())
+        found = f"there are {names}" if names else "there is no finished run yet: run train.py"
+        raise UserError(f"run '{run}': no such run in {workspace.runs_dir}: {found}")
+    path = workspace.run_config_path(run)
+    return limit_of(read_yaml(path), path)
+
+
+def limit_of(settings: Mapping[str, object], path: Path) -> int:
+    """`limit` of a run's settings, which were read from `path`. Raises UserError for what no stage writes."""
+    limit = settings.get("limit", 0)
+    if type(limit) is not int or limit < 0:
+        raise UserError(f"{path}: damaged, its limit is no number of rows: make the run again with --overwrite")
+    return limit
 
 
 def choose_run(

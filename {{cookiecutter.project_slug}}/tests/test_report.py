@@ -116,6 +116,25 @@ def test_a_damaged_run_is_named_and_the_others_still_show(root, name, capsys):
     assert "Confusion: better" in texts(root)
 
 
+@pytest.mark.parametrize("text", ["limit: many", "limit: -1", "limit: true", "stack_of: 3", "stack_of: better"])
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_odd_settings_of_a_run_are_named_and_the_others_still_show(root, text, is_sealed, capsys):
+    (root / "runs" / "worse" / "config.yaml").write_text(text + "\n")
+    if not is_sealed:
+        (root / "runs" / "worse" / "SHA256SUMS").unlink()
+    report.main(root=root)
+    captured = capsys.readouterr()
+    assert "worse/config.yaml: " in captured.err
+    assert re.search(r"better +0\.\d+", captured.out)
+
+
+@pytest.mark.parametrize("table", ["choices", "blend", "importance"])
+def test_a_table_without_its_columns_is_named(root, table, capsys):
+    (root / "runs" / "better" / f"{table}.csv").write_text("a,b\n1,<script>\n")
+    report.main(root=root)
+    assert f"warning: runs/better/{table}.csv: damaged, it lacks " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("row", ["x,1,1,1,1", ",,,,", "inf,1,1,1,1"])
 def test_a_damaged_log_that_no_manifest_vouches_for_is_named(root, row, capsys):
     (root / "runs" / "better" / "fold1" / "manifest.json").unlink()

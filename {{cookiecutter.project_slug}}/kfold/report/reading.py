@@ -20,11 +20,16 @@ from kfold.data.folds import Folds, take_rows
 from kfold.data.targets import Targets
 from kfold.errors import UserError
 from kfold.report.spreadsheet import to_number, unguard
-from kfold.runs import OPTIMISM, by_name, is_optimistic, refuse_rejected, refuse_stale_stack
+from kfold.runs import OPTIMISM, by_name, is_optimistic, limit_of, refuse_rejected, refuse_stale_stack
 from kfold.seals import refuse_broken_seal
 from kfold.strict_yaml import read_yaml
 
 DRAWN = {"epoch", "train_loss", "valid_loss", "score", "lr"}  # columns of log.csv
+SHOWN = {  # columns of the other tables that are always there
+    "choices": {"what", "name", "chosen"},
+    "blend": {"name", "kind", "nested", "low", "high"},
+    "importance": {"name", "gain"},
+}
 
 
 @dataclass
@@ -66,13 +71,15 @@ class RunFound:
 
 def read_run(workspace: Workspace, run: str, folds: Folds, targets: Targets, task: Task) -> RunFound:
     """All that is known of a run."""
-    found = RunFound(run, np.full(targets.values.shape, np.nan, np.float32))
+    found, limit = RunFound(run, np.full(targets.values.shape, np.nan, np.float32)), 0
     with found.collect():
         refuse_broken_seal(workspace.run_config_path(run))
-        found.settings = read_yaml(workspace.run_config_path(run))
+        settings = read_yaml(workspace.run_config_path(run))
+        limit = limit_of(settings, workspace.run_config_path(run))
+        artifacts.stack_of(workspace, run)  # raises where it is no list of runs
+        found.settings = settings
     with found.collect():
         found.environment = read_json(workspace.environment_path(run)) or {}
-    limit = int(found.settings.get("limit", 0) or 0)
     taken = take_rows(folds, limit)
     for number in range(folds.num_folds):
         read_fold(found, workspace, number, taken, targets, task, folds)
@@ -83,7 +90,7 @@ def read_run(workspace: Workspace, run: str, folds: Folds, targets: Targets, tas
     for name, path in paths.items():
         with found.collect():
             if path.exists():
-                found.tables[name] = read_table(path)
+                found.tables[name] = refuse_incomplete(path, read_table(path), SHOWN[name])
     with found.collect():
         found.verdict = read_json(workspace.round_path(run))
     note_what_to_know(found, workspace, limit, folds.num_folds)
@@ -135,9 +142,9 @@ def read_log(found: RunFound, workspace: Workspace, number: int, manifest: Mappi
     if path.exists():
         log = read_table(path).map(to_number)
         if missing := DRAWN - set(log):
-            raise UserError(f"{path}: damaged, it lacks {min(missing)}: train this fold again --overwrite")
+            raise UserError(f"{path}: damaged, it lacks {min(missing)}: train this fold again with --overwrite")
         if not np.isfinite(log["epoch"]).all():
-            raise UserError(f"{path}: damaged, an epoch is no number: train this fold again --overwrite")
+            raise UserError(f"{path}: damaged, an epoch is no number: train this fold again with --overwrite")
         found.logs[number] = log
 
 
@@ -201,3 +208,10 @@ def read_table(path: Path) -> pd.DataFrame:
     except (ValueError, pd.errors.ParserError):
         raise UserError(f"{path}: damaged, not a table: run its stage again with --overwrite") from None
     return table.map(unguard)
+
+
+def refuse_incomplete(path: Path, table: pd.DataFrame, wanted: set[str]) -> pd.DataFrame:
+    """The table. Raises UserError where it lacks a column."""
+    if missing := wanted - set(table):
+        raise UserError(f"{path}: damaged, it lacks {min(missing)}: run its stage again with --overwrite")
+    return table

@@ -34,6 +34,7 @@ from kfold.training.speed_trial import NUM_SANE_IMAGES, Bench, Rig, random_batch
 from kfold.training.state import Averages
 
 LEAST_SECONDS, LARGEST_SHARE = 30.0, 0.02  # of the forecast: what measuring may take
+MOST_SECONDS = 300.0  # compiling twice, and all turns; a slow moment may have made the forecast
 SHORTEST = 30.0  # seconds of a training that is worth it
 SHARE_OF_SHORT = 0.2  # of the forecast of a short training, where 30 s would be more than they can save
 TURNS_NEEDED = 10  # of each way to compute: to check it, to warm up, five that count, and some to compare with
@@ -133,7 +134,7 @@ def measure(fold: Fold) -> tuple[list[Trial], bool]:
 
 def time_for(forecast: float) -> float:
     """Seconds that measuring may take, for a training of so many seconds."""
-    return max(LARGEST_SHARE * forecast, min(LEAST_SECONDS, SHARE_OF_SHORT * forecast))
+    return min(MOST_SECONDS, max(LARGEST_SHARE * forecast, min(LEAST_SECONDS, SHARE_OF_SHORT * forecast)))
 
 
 def turn_bar() -> tqdm:

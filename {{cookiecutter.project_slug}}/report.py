@@ -95,7 +95,8 @@ def main(runs: Sequence[str] = (), compare: Sequence[str] = (), root: Path = ROO
     for line in [*damage, *(f"warning: {problem}" for run in shown for problem in run.problems)]:
         print(one_line(line), file=sys.stderr)
     seconds = time.perf_counter() - started
-    print(f"{workspace.report_path}: {len(sections)} sections, {len(shown)} runs, in {seconds:.1f} s")
+    counted = "1 run" if len(shown) == 1 else f"{len(shown)} runs"
+    print(f"{workspace.report_path}: {len(sections)} sections, {counted}, in {seconds:.1f} s")
     if compare:
         print(difference_line(*shown, targets.values, groups, metric))
     if entries:

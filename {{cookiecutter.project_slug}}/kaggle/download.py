@@ -28,8 +28,10 @@ def main(slug: str = "", into: Path | None = None, overwrite: bool = False, root
     """Put the data of the competition `slug` (default: that of competition.yaml) into data/."""
     workspace = Workspace(root)
     facts = load_competition(workspace.competition_path)
-    slug = slug or facts.kaggle_competition
-    refuse_odd_slug(slug)
+    if slug:
+        refuse_odd_slug(slug, "the competition")
+    else:
+        refuse_odd_slug(slug := facts.kaggle_competition)
     into = into or workspace.data_path(facts, "")
     unpack.refuse_own_code(into, root)
     if not overwrite and refuse_other_data(slug, into):

@@ -180,3 +180,22 @@ def test_without_the_command_or_a_competition_it_says_what_to_do(root, tmp_path,
     write_settings(root, "multiclass")
     with pytest.raises(UserError, match="kaggle_competition must be .*, but it is empty"):
         download.main(root=root)
+
+
+@pytest.mark.parametrize(
+    ("word", "settings", "where"),
+    [
+        ("a/../b", f"kaggle_competition: {SLUG}", "the competition must"),
+        ("--help", f"kaggle_competition: {SLUG}", "the competition must"),
+        ("", "kaggle_competition: a/b", "competition.yaml: kaggle_competition must"),
+        ("", "", "competition.yaml: kaggle_competition must .* but it is empty"),
+    ],
+)
+def test_what_is_no_address_is_refused_where_it_was_written(tmp_path, kaggle, word, settings, where):
+    notes = kaggle()
+    write_settings(tmp_path, "multiclass")
+    with (tmp_path / "competition.yaml").open("a") as file:
+        file.write(settings + "\n")
+    with pytest.raises(UserError, match=f"^{where}"):
+        download.main(word, root=tmp_path)
+    assert not notes.exists()

@@ -40,11 +40,11 @@ class Answer:
         return otherwise
 
 
-def refuse_odd_slug(slug: str) -> None:
+def refuse_odd_slug(slug: str, origin: str = "competition.yaml: kaggle_competition") -> None:
     """Raise UserError for what cannot be the last part of a competition's address."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", slug):
         found = f"'{slug}' is not one" if slug else "it is empty"
-        raise UserError(f"competition.yaml: kaggle_competition must be the last part of its address, but {found}")
+        raise UserError(f"{origin} must be the last part of its address, but {found}")
 
 
 def call_kaggle(

@@ -61,11 +61,11 @@ def draw(truth: np.ndarray, predicted: np.ndarray, name: str) -> Figure:
     figure, (left, right) = make_axes(2)
     ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
     left.plot(ends, ends, "--", color=GREY)
-    left.plot(truth, predicted, ".", color=COLORS[0], alpha=0.5)
+    left.plot(truth, predicted, ".", color=COLORS[0], alpha=0.7)
     left.set_xlabel("true")
     left.set_ylabel("predicted")
     right.axhline(0, linestyle="--", color=GREY)
-    right.plot(predicted, predicted - truth, ".", color=COLORS[0], alpha=0.5)
+    right.plot(predicted, predicted - truth, ".", color=COLORS[0], alpha=0.7)
     right.set_xlabel("predicted")
     right.set_ylabel("predicted minus true")
     figure.suptitle(shorten_label(name))

@@ -35,8 +35,10 @@ from kfold.setup.network import make_model
 from kfold.setup.several import describe_processes, synchronized
 from kfold.training.losses import choose_loss
 from kfold.training.objective import Objective
+from kfold.training.sharing import has_idle_weights, shared_forward
 
 CPU = torch.device("cpu")
+TINY = {"backbone": "test_resnet", "pretrained": False, "image_size": 32}
 PATIENCE = 300  # seconds
 RANKS = "tests/ranks.py"
 
@@ -372,6 +374,27 @@ def test_batch_norm_over_all_processes_is_the_same_network(backbone, monkeypatch
     norms = [layer for layer in shared.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
     assert norms
     assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+
+
+@pytest.fixture
+def group_of_one():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_weights_that_have_no_part_in_the_logits_stop_no_shared_training(group_of_one):
+    torch.manual_seed(0)
+    model = make_model(Config(**TINY), "multiclass", 0, np.eye(3, dtype=np.float32)).train()
+    assert not has_idle_weights(model, 32)
+    model.backbone.unused = torch.nn.Linear(2, 2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    forward = shared_forward(model, 32, False)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())  # BatchNorm's, too
+    for _ in range(2):  # PyTorch misses the gradients of the first step in the second
+        forward(torch.rand(2, 3, 32, 32)).sum().backward()
+    assert model.backbone.unused.weight.grad is None
+    assert model.head.weight.grad is not None
 
 
 @pytest.mark.parametrize("rows", [[[0, 1], [1, 2]], [[0], [2]]], ids=["twice", "missing"])

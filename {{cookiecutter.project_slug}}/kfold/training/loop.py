@@ -75,7 +75,7 @@ def fit(
     stay not finite, on an image that cannot be read, and when the memory is too small for two images.
     """
     # Over 60 lines on purpose: the training loop, read top to bottom.
-    share_gradients(training, recipe)
+    share_gradients(training, card, recipe)
     order: EpochOrder = train_batches.batch_sampler
     rate = make_rate(recipe, order, training)
     while training.epoch < recipe.epochs and not is_over([result.score for result in training.log]):
@@ -149,12 +149,12 @@ def keep_frozen(model: nn.Module, recipe: Recipe, epoch: int) -> None:
         freeze(model, recipe.freeze_stages, recipe.freeze_batch_norm, epoch < recipe.freeze_epochs)
 
 
-def share_gradients(training: Training, recipe: Recipe) -> None:
+def share_gradients(training: Training, card: ModelCard, recipe: Recipe) -> None:
     """Of several processes: the forward pass whose gradients become their mean, of all weights that will ever learn."""
     if num_processes() > 1:
         training.model.train()
         keep_frozen(training.model, recipe, recipe.freeze_epochs)
-        training.forward = shared_forward(training.model, recipe.freeze_epochs > 0)
+        training.forward = shared_forward(training.model, card.image_size, recipe.freeze_epochs > 0)
 
 
 def make_rate(recipe: Recipe, order: EpochOrder, training: Training) -> Callable[[int, int], tuple[int, float]]:

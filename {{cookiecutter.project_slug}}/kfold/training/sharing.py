@@ -1,5 +1,6 @@
 """One training on several processes: all start from the same state, and each step ends with the same weights on all."""
 
+import copy
 import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -27,14 +28,26 @@ def share_training(training: Training) -> None:
         load_state(training, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
 
-def shared_forward(model: nn.Module, has_idle_epochs: bool) -> Callable:
+def shared_forward(model: nn.Module, image_size: int, has_idle_epochs: bool) -> Callable:
     """A forward pass whose gradients become the mean over processes in the backward pass.
 
     To be made when all that will ever learn is set to learn. has_idle_epochs: whether some of it is frozen at times.
     """
-    shared = DistributedDataParallel(model, init_sync=False, find_unused_parameters=has_idle_epochs)
+    is_searched = has_idle_epochs or has_idle_weights(model, image_size)  # each step, for what gets no gradient
+    shared = DistributedDataParallel(model, init_sync=False, find_unused_parameters=is_searched)
     shared.broadcast_buffers = False  # they are alike: share_training, average_statistics
     return shared
+
+
+def has_idle_weights(model: nn.Module, image_size: int) -> bool:
+    """Whether weights that should learn have no part in the logits, as those of a branch that is not used.
+
+    Their gradients would be waited for. Tried on a copy, which has BatchNorm's statistics to itself.
+    """
+    twin, device = copy.deepcopy(model), next(model.parameters()).device
+    logits = twin(torch.zeros(2, 3, image_size, image_size, device=device))
+    learning = [weight for weight in twin.parameters() if weight.requires_grad]
+    return any(gradient is None for gradient in torch.autograd.grad(logits.sum(), learning, allow_unused=True))
 
 
 def gradients_kept_here(forward: Callable, is_last_part: bool) -> AbstractContextManager:

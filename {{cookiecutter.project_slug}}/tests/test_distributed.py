@@ -358,7 +358,16 @@ def test_batch_norm_over_all_processes_needs_equally_many_parts(monkeypatch):
     config = Config(batch_size=30, accumulate=4, sync_batch_norm=True)  # shares of 7 and 8 images
     with pytest.raises(UserError, match="3 to 4 parts of a batch: take a batch_size that 4 divides"):
         describe_processes(config, 100, gpu)
-    assert "BatchNorm sees all 32" in describe_processes(config.model_copy(update={"batch_size": 32}), 100, gpu)
+    even = config.model_copy(update={"batch_size": 32})
+    assert "BatchNorm sees the 2 of a part, of each process" in describe_processes(even, 100, gpu)
+    whole = even.model_copy(update={"accumulate": 1})
+    assert "BatchNorm sees all 32" in describe_processes(whole, 100, gpu)
+
+
+def test_of_a_batch_in_parts_batch_norm_is_said_to_see_a_part(monkeypatch):
+    monkeypatch.setattr(distributed, "group", Group(0, 2))
+    assert describe_processes(Config(batch_size=32, accumulate=2), 100, CPU).endswith("BatchNorm sees the 8 of a part")
+    assert "sees the 3 or 4 of a part" in describe_processes(Config(batch_size=15, accumulate=2), 100, CPU)
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet"])  # of timm's norms some have an activation

@@ -43,6 +43,10 @@ def describe_processes(config: Config, num_rows: int, device: torch.device) -> s
     per_process = " or ".join(map(str, numbers))
     in_parts = f", in {max(parts)} parts each" if max(parts) > 1 else ""
     seen = f"all {batch}" if config.sync_batch_norm else f"the {per_process} of its process (sync_batch_norm: all)"
+    if in_parts:
+        of_parts = {rows.stop - rows.start for number in numbers for rows in split_rows(number, config.accumulate)}
+        per_part = " or ".join(map(str, sorted(of_parts)))
+        seen = f"the {per_part} of a part" + (", of each process" if config.sync_batch_norm else "")
     return (
         f"{size} processes x {per_process} images = batches of {batch}{in_parts}; lr {config.peak_lr:g} as for {batch} "
         f"images on one device; BatchNorm sees {seen}"

@@ -71,10 +71,10 @@ def main(
     refuse_wrong_choices(workspace, facts, all_folds, settings, storage)
     tasks = make_tasks(runs, numbers)
     if prints or sessions:
-        print(commands_text(tasks, sessions))
+        print(commands_text(tasks, all_folds.num_folds, sessions))
         return
     if not has_ray():
-        print(commands_text(tasks))
+        print(commands_text(tasks, all_folds.num_folds))
         raise UserError("Ray is not installed (pip install ray): nothing was trained; the commands above do the same")
     if storage:
         refuse_unreachable(storage)

@@ -152,7 +152,7 @@ def test_sessions_get_every_task_once_and_equally_many(count, sessions):
 
 
 def test_the_array_of_slurm_runs_each_printed_command_by_its_number(tmp_path):
-    text = commands_text(TASKS)
+    text = commands_text(TASKS, 3)
     (tmp_path / "tasks.txt").write_text(text)
     (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / "python").chmod(0o755)
@@ -165,10 +165,18 @@ def test_the_array_of_slurm_runs_each_printed_command_by_its_number(tmp_path):
 
 
 def test_sessions_are_blocks_of_the_same_commands_and_end_at_home():
-    text = commands_text(TASKS, 4)
-    assert commands_in(text) == commands_in(commands_text(TASKS))
+    text = commands_text(TASKS, 3, 4)
+    assert commands_in(text) == commands_in(commands_text(TASKS, 3))
     assert text.count("# session ") == 4
     assert "python train.py --config configs/b.yaml --fold all --name b lr=1e-3 --resume-from FOLDER" in text
+
+
+@pytest.mark.parametrize("sessions", [0, 2])
+def test_what_sums_up_some_folds_does_not_train_the_others(sessions):
+    text = commands_text(TASKS, 5, sessions)
+    assert "--fold all" not in text
+    comments = [line for line in text.splitlines() if line.startswith("#   python")]
+    assert [int(re.search(r"--fold (\d)", line)[1]) for line in comments] == [task.number for task in TASKS]
 
 
 # Folds that start at once

@@ -81,9 +81,12 @@ def make_tasks(runs: Sequence[Run], numbers: Sequence[int]) -> list[Task]:
     return [Task(run, number) for run in runs for number in numbers]
 
 
-def sum_up_commands(runs: Sequence[Run]) -> list[list[str]]:
-    """Once all folds are there these train nothing: they print the scores and write the ledger."""
-    return [run.command("all") for run in runs]
+def sum_up_commands(tasks: Sequence[Task], num_folds: int) -> list[list[str]]:
+    """Once all tasks are done these train nothing: they print the scores and, of all folds, write the ledger."""
+    runs = dict.fromkeys(task.run for task in tasks)
+    if len(tasks) == len(runs) * num_folds:
+        return [run.command("all") for run in runs]
+    return [task.command for task in tasks]  # "all" would train the folds that were not asked for
 
 
 # The list as plain commands
@@ -95,18 +98,22 @@ def deal(tasks: Sequence[Task], sessions: int) -> list[list[Task]]:
     return [list(tasks[first:last]) for first, last in zip(cuts[:-1], cuts[1:], strict=True)]
 
 
-def commands_text(tasks: Sequence[Task], sessions: int = 0) -> str:
-    """A shell script: one command a line, everything else a comment; in blocks, one for each of several sessions."""
+def commands_text(tasks: Sequence[Task], num_folds: int, sessions: int = 0) -> str:
+    """A shell script: one command a line, everything else a comment; in blocks, one for each of several sessions.
+
+    num_folds: that a run has.
+    """
+    sum_up = [shell(words) for words in sum_up_commands(tasks, num_folds)]
     lines = [f"# {len(tasks)} trainings; one that was interrupted (exit code 75) goes on when it is run again"]
     if sessions:
         for place, part in enumerate(deal(tasks, sessions), start=1):
             lines += [f"# session {place} of {sessions}", *map(line_of, part)]
         lines += ["# at home, with the outputs of all sessions in one folder:"]
-        lines += [f"#   {shell(run)} --resume-from FOLDER" for run in sum_up_commands(runs_of(tasks))]
+        lines += [f"#   {command} --resume-from FOLDER" for command in sum_up]
     else:
         lines += map(line_of, tasks)
         lines += ["# SLURM, with these lines in tasks.txt:", f"#   {slurm_command(len(tasks))}"]
-        lines += ["# when all are done:", *(f"#   {shell(run)}" for run in sum_up_commands(runs_of(tasks)))]
+        lines += ["# when all are done:", *(f"#   {command}" for command in sum_up)]
     return "\n".join(lines)
 
 
@@ -114,10 +121,6 @@ def slurm_command(count: int) -> str:
     """Submit the lines of tasks.txt that are no comments as one array."""
     nth = 'eval "$(grep -v "^#" tasks.txt | sed -n "${SLURM_ARRAY_TASK_ID}p")"'
     return f"sbatch --array=1-{count} --gpus=1 --wrap '{nth}'"
-
-
-def runs_of(tasks: Sequence[Task]) -> list[Run]:
-    return list(dict.fromkeys(task.run for task in tasks))
 
 
 def line_of(task: Task) -> str:

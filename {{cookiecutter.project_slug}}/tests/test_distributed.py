@@ -394,8 +394,10 @@ def group_of_one():
 
 def test_weights_that_have_no_part_in_the_logits_stop_no_shared_training(group_of_one):
     torch.manual_seed(0)
-    model = make_model(Config(**TINY), "multiclass", 0, np.eye(3, dtype=np.float32)).train()
+    model = make_model(Config(**TINY, drop_rate=0.5), "multiclass", 0, np.eye(3, dtype=np.float32)).train()
+    generator = torch.get_rng_state()
     assert not has_idle_weights(model, 32)
+    assert torch.equal(torch.get_rng_state(), generator)
     model.backbone.unused = torch.nn.Linear(2, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     forward = shared_forward(model, 32, False)

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kfold.distributed import is_first, num_processes, of_first, rank
 from kfold.seeds import seed_of
+from kfold.training.rewind import generators_kept
 from kfold.training.state import Training, load_state, to_state
 
 
@@ -42,10 +43,12 @@ def shared_forward(model: nn.Module, image_size: int, has_idle_epochs: bool) -> 
 def has_idle_weights(model: nn.Module, image_size: int) -> bool:
     """Whether weights that should learn have no part in the logits, as those of a branch that is not used.
 
-    Their gradients would be waited for. Tried on a copy, which has BatchNorm's statistics to itself.
+    Their gradients would be waited for. Tried on a copy, which has BatchNorm's statistics to itself; generators are
+    left as they were, or a resumed training would go on with other numbers.
     """
     twin, device = copy.deepcopy(model), next(model.parameters()).device
-    logits = twin(torch.zeros(2, 3, image_size, image_size, device=device))
+    with generators_kept():  # dropout draws
+        logits = twin(torch.zeros(2, 3, image_size, image_size, device=device))
     learning = [weight for weight in twin.parameters() if weight.requires_grad]
     return any(gradient is None for gradient in torch.autograd.grad(logits.sum(), learning, allow_unused=True))
 

@@ -97,7 +97,8 @@ def test_a_task_is_told_once_to_stop(root):
     assert len(told) == 1
 
 
-def test_a_run_that_is_not_trained_is_refused_before_anything_starts(tmp_path):
+def test_a_run_that_is_not_trained_is_refused_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(fan_out, "has_ray", lambda: True)
     root = prepare(tmp_path, "multiclass", 48, 6)
     for name, problem in (("none", "run none: no trained fold in"), ("../up", "run name '../up'")):
         with pytest.raises(UserError, match=problem):

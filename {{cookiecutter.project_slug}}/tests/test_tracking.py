@@ -142,6 +142,7 @@ def test_the_summary_has_the_score_of_all_folds(root):
     }  # fmt: skip
 
 
+@needs("tensorboard")
 def test_a_run_may_go_on_with_another_tracker(root, capsys):
     assert settings_hash(Config(tracker="wandb")) == settings_hash(Config())
     train.main(fold="0", overrides=["epochs=1"], root=root)

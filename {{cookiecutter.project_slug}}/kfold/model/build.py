@@ -55,7 +55,9 @@ def build_model(
     features = build_backbone(backbone, image_size, pretrained, pretrained_path, drop_path_rate)
     replace_norms(features, backbone, architecture.norm)
     pooling = None if architecture.pooling == "default" else replace_pooling(features, backbone, architecture.pooling)
-    num_features = features.head_hidden_size * (pooling.width if pooling else 1)
+    # timm 1.0.26, which Kaggle has: MetaFormers have only the second
+    width = features.head_hidden_size if hasattr(features, "head_hidden_size") else features.num_features
+    num_features = width * (pooling.width if pooling else 1)
     neck = make_neck(architecture.neck, num_features)
     scale, num_subcenters = architecture.margin_scale, architecture.num_subcenters
     head = make_head(architecture.head, num_features, num_outputs, scale, num_subcenters)

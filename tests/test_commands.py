@@ -164,7 +164,7 @@ OUT_OF_REACH = (  # a network is needed, or it is these tests themselves
     "cd '{{cookiecutter.project_slug}}' && ../.venv/bin/python -m pytest tests/test_config.py",
 )
 BY_HAND = (  # each starts a dozen processes that import torch: run when figures are taken
-    "python benchmarks/fan_out.py",
+    "python benchmarks/fan_out.py --tasks 15 --rounds 2",
     "python benchmarks/scaling_ranks.py",
 )
 

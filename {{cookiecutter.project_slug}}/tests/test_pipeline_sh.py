@@ -43,6 +43,8 @@ def start(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # As in a terminal: where these tests run behind `nohup` or `&`, Ctrl-C is switched off for all below.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -64,9 +64,12 @@ def combinations(
     """Those of the first stage; the plain one, of dtypes[0], comes first, but for kept memory."""
     layouts = (False, True) if has_convolutions else (False,)
     found = [Speed(dtype, layout, keep_memory=keep_memory) for dtype, layout in product(dtypes, layouts)]
-    if has_depthwise:
-        found += [replace(speed, depthwise_float32=True) for speed in found if speed.dtype != "float32"]
-    return found
+    if not has_depthwise:
+        return found
+    # On a CPU these are slow in fewer bits, so that a short search should come to their float32 first.
+    full = [speed for speed in found if speed.dtype == "float32" or speed == found[0]]
+    less = [speed for speed in found if speed not in full]
+    return full + [replace(speed, depthwise_float32=True) for speed in found if speed.dtype != "float32"] + less
 
 
 def search(

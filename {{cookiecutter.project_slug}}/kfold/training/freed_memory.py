@@ -26,3 +26,5 @@ def keep_freed_memory(wish: bool) -> None:
         for option, value in (KEEP if wish else RETURN).items():
             if not library.mallopt(option, value):
                 library.mallopt(option, LARGEST)
+        if not wish:
+            library.malloc_trim(0)  # what was kept so far, too

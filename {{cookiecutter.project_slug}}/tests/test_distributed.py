@@ -58,18 +58,18 @@ def start(words, folder: Path) -> subprocess.Popen:
 
 
 def on_ranks(places: dict[int, list[Path]]) -> str:
-    """What the first process says while so many of them train these runs."""
+    """What the first process says while so many train these runs; one number of processes after another, as the later
+    ones go on from a state that the earlier leave."""
     if FULL:
-        starts = [torchrun(number, RANKS, *of_number) for number, of_number in places.items()]
-    else:
-        words = " + ".join(f"{number} {' '.join(map(str, of_number))}" for number, of_number in places.items())
-        starts = [start([RANKS, *words.split()], REPOSITORY)]
-    said = []
-    for process in starts:
-        output, errors = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, errors[-3000:]
-        said.append(output)
-    return "".join(said)
+        return "".join(said_by(torchrun(number, RANKS, *of_number)) for number, of_number in places.items())
+    words = " + ".join(f"{number} {' '.join(map(str, of_number))}" for number, of_number in places.items())
+    return said_by(start([RANKS, *words.split()], REPOSITORY))
+
+
+def said_by(process: subprocess.Popen) -> str:
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors[-3000:]
+    return output
 
 
 def copy_of(root: Path, folder: Path) -> Path:
